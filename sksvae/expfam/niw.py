@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Normal inverse Wishart: the conjugate prior of a Gaussian with unknown mean and covariance.
+
+It is the matrix normal inverse Wishart with a single column, and all its mathematics is there:
+this module only adds and drops the axes of length one.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sksvae.expfam.base import ExponentialFamily, Unconstrained
+from sksvae.expfam.mniw import MNIW, MNIWNatural, MNIWParams, MNIWSample
+
+
+class NIWParams(NamedTuple):
+    """Standard parameters ``(S, m, kappa, nu)`` of a normal inverse Wishart.
+
+    Parameters
+    ----------
+    scale : Tensor of shape (..., D, D)
+        ``S``, symmetric positive definite.
+    mean : Tensor of shape (..., D)
+        ``m``, the mean of ``mu``.
+    mean_precision : Tensor of shape (...)
+        ``kappa > 0``, the pseudo-count behind the mean.
+    dof : Tensor of shape (...)
+        ``nu > D - 1``, the degrees of freedom.
+    """
+
+    scale: Tensor
+    mean: Tensor
+    mean_precision: Tensor
+    dof: Tensor
+
+
+class NIWNatural(NamedTuple):
+    """Natural parameters of a normal inverse Wishart, named after their statistics.
+
+    Parameters
+    ----------
+    precision : Tensor of shape (..., D, D)
+        ``-(S + kappa m m') / 2``, multiplies ``Sigma^-1``.
+    precision_mean : Tensor of shape (..., D)
+        ``kappa m``, multiplies ``Sigma^-1 mu``.
+    quadratic : Tensor of shape (...)
+        ``-kappa / 2``, multiplies ``mu' Sigma^-1 mu``.
+    log_det_precision : Tensor of shape (...)
+        ``(nu + D + 2) / 2``, multiplies ``log|Sigma^-1|``.
+    """
+
+    precision: Tensor
+    precision_mean: Tensor
+    quadratic: Tensor
+    log_det_precision: Tensor
+
+
+class NIWStats(NamedTuple):
+    """Sufficient statistics of a normal inverse Wishart, or their expectations.
+
+    Parameters
+    ----------
+    precision : Tensor of shape (..., D, D)
+        ``Sigma^-1``; in expectation ``nu S^-1``.
+    precision_mean : Tensor of shape (..., D)
+        ``Sigma^-1 mu``; in expectation ``nu S^-1 m``.
+    quadratic : Tensor of shape (...)
+        ``mu' Sigma^-1 mu``; in expectation ``D / kappa + nu m' S^-1 m``.
+    log_det_precision : Tensor of shape (...)
+        ``log|Sigma^-1|``; in expectation ``D log 2 - log|S| + sum_{i<D} psi((nu - i) / 2)``.
+    """
+
+    precision: Tensor
+    precision_mean: Tensor
+    quadratic: Tensor
+    log_det_precision: Tensor
+
+
+class NIWSample(NamedTuple):
+    """A draw from a normal inverse Wishart.
+
+    Parameters
+    ----------
+    mean : Tensor of shape (..., D)
+        ``mu``.
+    covariance : Tensor of shape (..., D, D)
+        ``Sigma``.
+    """
+
+    mean: Tensor
+    covariance: Tensor
+
+
+_MNIW = MNIW()
+
+
+@dataclass(frozen=True)
+class NIW(ExponentialFamily[NIWParams, NIWNatural, NIWStats]):
+    """Normal inverse Wishart over ``mu`` (D,) and ``Sigma`` (D, D); base measure 1.
+
+    ``Sigma ~ IW(S, nu)`` and ``mu | Sigma ~ N(m, Sigma / kappa)``, with respect to Lebesgue
+    measure on ``mu`` and the lower triangle of ``Sigma``. An observation ``z ~ N(mu, Sigma)``
+    adds ``(-z z'/2, z, -1/2, 1/2)`` to the natural parameters. The unconstrained parameters are
+    the log-Cholesky matrix of ``S``, ``m``, ``log(kappa) / 2`` (the log-Cholesky matrix of a
+    number) and ``log(nu - D + 1)``. See `sksvae.expfam.MNIW` for the formulas, with
+    ``V = kappa``.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sksvae.expfam import NIW, NIWParams
+    >>> prior = NIWParams(torch.eye(2), torch.ones(2), torch.tensor(4.0), torch.tensor(4.0))
+    >>> NIW().expected_stats(NIW().to_natural(prior)).quadratic  # D / kappa + nu m'm
+    tensor(8.5000)
+    """
+
+    standard_type = NIWParams
+    natural_type = NIWNatural
+    stats_type = NIWStats
+    event_dims = (2, 1, 0, 0)
+    symmetric = (True, False, False, False)
+
+    def to_natural(self, standard: NIWParams) -> NIWNatural:
+        """``(-(S + kappa m m')/2, kappa m, -kappa/2, (nu + D + 2)/2)``."""
+        return NIWNatural(*_drop(_MNIW.to_natural(MNIWParams(*_lift(standard)))))
+
+    def from_natural(self, natural: NIWNatural) -> NIWParams:
+        """Invert `to_natural`; ``S`` is a difference and loses what ``kappa m m'`` dwarfs."""
+        return NIWParams(*_drop(_MNIW.from_natural(MNIWNatural(*_lift(natural)))))
+
+    def to_unconstrained(self, standard: NIWParams) -> Unconstrained:
+        """Log-Cholesky of ``S``, ``m``, ``log(kappa) / 2``, ``log(nu - D + 1)``."""
+        return _drop(_MNIW.to_unconstrained(MNIWParams(*_lift(standard))))
+
+    def from_unconstrained(self, unconstrained: Unconstrained) -> NIWParams:
+        """Invert `to_unconstrained`; any real values give valid parameters."""
+        return NIWParams(*_drop(_MNIW.from_unconstrained(_lift(unconstrained))))
+
+    def unconstrained_shapes(self, *sizes: int) -> tuple[tuple[int, ...], ...]:
+        """Shapes ``(D, D)``, ``(D,)``, ``()`` and ``()``."""
+        (dim,) = sizes
+        return (dim, dim), (dim,), (), ()
+
+    def log_normalizer(self, natural: NIWNatural) -> Tensor:
+        """``nu/2 (D log 2 - log|S|) + log Gamma_D(nu/2) + D/2 log(2 pi / kappa)``."""
+        return _MNIW.log_normalizer(MNIWNatural(*_lift(natural)))
+
+    def expected_stats(self, natural: NIWNatural) -> NIWStats:
+        """``(nu S^-1, nu S^-1 m, D / kappa + nu m' S^-1 m, E log|Sigma^-1|)``."""
+        return NIWStats(*_drop(_MNIW.expected_stats(MNIWNatural(*_lift(natural)))))
+
+    def unconstrained_expected_stats(self, unconstrained: Unconstrained) -> NIWStats:
+        """Compute without any factorisation: the coordinates are the factors."""
+        return NIWStats(*_drop(_MNIW.unconstrained_expected_stats(_lift(unconstrained))))
+
+    def tangent_to_unconstrained(
+        self, unconstrained: Unconstrained, tangent: NIWNatural
+    ) -> Unconstrained:
+        """Apply the closed form of `sksvae.expfam.MNIW.tangent_to_unconstrained`."""
+        lifted = MNIWNatural(*_lift(tangent))
+        return _drop(_MNIW.tangent_to_unconstrained(_lift(unconstrained), lifted))
+
+    def kl(self, natural_q: NIWNatural, natural_p: NIWNatural) -> Tensor:
+        """Divergence of the inverse Wisharts plus the mean one of the Gaussians."""
+        return _MNIW.kl(MNIWNatural(*_lift(natural_q)), MNIWNatural(*_lift(natural_p)))
+
+    def unconstrained_kl(self, unconstrained_q: Unconstrained, natural_p: NIWNatural) -> Tensor:
+        """Divergence that never forms the natural parameters of ``q``, as `kl`."""
+        return _MNIW.unconstrained_kl(_lift(unconstrained_q), MNIWNatural(*_lift(natural_p)))
+
+    def sample(
+        self, standard: NIWParams, sample_shape: tuple[int, ...], generator: torch.Generator
+    ) -> NIWSample:
+        """Draw ``(mu, Sigma)``, leading shape ``(*sample_shape, ...)``."""
+        mean, covariance = _MNIW.sample(MNIWParams(*_lift(standard)), sample_shape, generator)
+        return NIWSample(mean.squeeze(-1), covariance)
+
+    def stats_of(self, sample: NIWSample) -> NIWStats:
+        """``(Sigma^-1, Sigma^-1 mu, mu' Sigma^-1 mu, log|Sigma^-1|)``."""
+        lifted = MNIWSample(sample.mean.unsqueeze(-1), sample.covariance)
+        return NIWStats(*_drop(_MNIW.stats_of(lifted)))
+
+
+def _lift(fields: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Add the column axes; all four forms of the parameters share this layout."""
+    matrix, vector, scalar, count = fields
+    return matrix, vector.unsqueeze(-1), scalar[..., None, None], count
+
+
+def _drop(fields: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Drop the axes that `_lift` added."""
+    matrix, column, square, count = fields
+    return matrix, column.squeeze(-1), square[..., 0, 0], count
