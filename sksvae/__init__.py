@@ -1,6 +1,25 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Structured variational autoencoders as scikit-learn estimators."""
 
+from importlib import import_module
+from typing import Any
+
 __version__ = "0.1.0.dev0"
 
-__all__: list[str] = []
+_LOCATIONS = {
+    "SVAEGaussianMixture": "sksvae.estimators",
+    "VAE": "sksvae.estimators",
+}
+
+__all__ = ["VAE", "SVAEGaussianMixture"]
+
+
+def __getattr__(name: str) -> Any:
+    # Estimators load torch, which metrics and data sets do without.
+    if name in _LOCATIONS:
+        return getattr(import_module(_LOCATIONS[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

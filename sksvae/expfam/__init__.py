@@ -20,6 +20,7 @@ from sksvae.expfam.natural_gradient import (
     kl_with_natural_gradient,
     natural_expected_stats,
 )
+from sksvae.expfam.natural_step import natural_step
 from sksvae.expfam.niw import NIW, NIWNatural, NIWParams, NIWSample, NIWStats
 
 EXPONENTIAL_FAMILIES: dict[str, ExponentialFamily] = {
@@ -58,4 +59,5 @@ __all__ = [
     "conjugate_step",
     "kl_with_natural_gradient",
     "natural_expected_stats",
+    "natural_step",
 ]

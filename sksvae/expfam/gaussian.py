@@ -18,7 +18,6 @@ from sksvae.expfam.numerics import (
     log_det,
     solve_from_cholesky,
     standard_normal,
-    symmetrize,
 )
 
 
@@ -181,4 +180,4 @@ def _mean(natural: GaussianNatural, factor: Tensor) -> Tensor:
 def _expected_stats(standard: GaussianParams) -> GaussianStats:
     mean, covariance = standard
     second = covariance + mean.unsqueeze(-1) * mean.unsqueeze(-2)
-    return GaussianStats(mean, -0.5 * symmetrize(second))
+    return GaussianStats(mean, -0.5 * second)

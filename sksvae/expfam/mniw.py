@@ -317,7 +317,7 @@ def _expected_stats(factors: _Factors) -> MNIWStats:
     precision_mean = precision @ mean
     quadratic = n_rows * inverse_from_cholesky(mean_precision) + mean.mT @ precision_mean
     log_det_precision = n_rows * math.log(2.0) - log_det(scale) + _sum_digamma(dof, n_rows)
-    return MNIWStats(precision, precision_mean, symmetrize(quadratic), log_det_precision)
+    return MNIWStats(precision, precision_mean, quadratic, log_det_precision)
 
 
 def _kl(q: _Factors, p: _Factors) -> Tensor:

@@ -136,6 +136,15 @@ def test_normalizers_give_the_evidence():
     assert actual.item() == pytest.approx(log_evidence, rel=1e-10)
 
 
+def test_conversions_return_exactly_symmetric_matrices():
+    """Rounding of the products ``M V M'`` is not allowed to show."""
+    standard = random_standard("mniw", (20,), sizes=(4, 3))
+    natural = FAMILY.to_natural(standard)
+    assert torch.equal(natural.precision, natural.precision.mT)
+    scale = FAMILY.from_natural(natural).scale
+    assert torch.equal(scale, scale.mT)
+
+
 def test_kl_of_two_inverse_wisharts_and_matrix_normals_apart():
     """Equal Wishart parts leave the Gaussian part, and the other way round."""
     q = concentrated_standard("mniw")

@@ -1,0 +1,7 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The scikit-learn surface: NumPy arrays in, NumPy arrays out."""
+
+from sksvae.estimators.mixture import SVAEGaussianMixture
+from sksvae.estimators.vae import VAE
+
+__all__ = ["VAE", "SVAEGaussianMixture"]

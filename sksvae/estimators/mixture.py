@@ -1,0 +1,407 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Structured VAE with a Gaussian mixture over its latents."""
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from numbers import Integral, Real
+
+import numpy as np
+import torch
+from sklearn.base import _fit_context
+from sklearn.utils import check_array
+from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils.validation import check_is_fitted
+from torch import Tensor
+
+from sksvae.estimators.base import BaseSVAE
+from sksvae.estimators.scaling import Scaling
+from sksvae.expfam import NIWParams
+from sksvae.graphical import GaussianMixtureModel, MixturePrior, Potentials
+from sksvae.inference import FixedPointSettings
+from sksvae.initialization import fit_mixture, search_mixture
+from sksvae.objective import Rows, StructuredVAE
+from sksvae.persistence import model_to_arrays
+from sksvae.training import EpochRecord, Trainer, run_training
+
+_VB_ITER = 100  # rounds of variational Bayes in the initialisation
+_VB_TOL = 1e-4  # nats per row
+
+
+class SVAEGaussianMixture(BaseSVAE):
+    """Gaussian mixture over the latents of a variational autoencoder.
+
+    TODO
+    """
+
+    _parameter_constraints: dict = {
+        **BaseSVAE._parameter_constraints,
+        "n_components": [Interval(Integral, 1, None, closed="left")],
+        "weight_concentration_prior": [Interval(Real, 0, None, closed="neither"), None],
+        "mean_precision_prior": [Interval(Real, 0, None, closed="neither"), None],
+        "mean_prior": ["array-like", None],
+        "degrees_of_freedom_prior": [Interval(Real, 0, None, closed="neither"), None],
+        "covariance_prior": ["array-like", None],
+        "natural_gradient": [StrOptions({"unbiased", "biased"})],
+        "implicit_gradient": [StrOptions({"cg", "richardson", "none", "unrolled"})],
+        "max_updates": [Interval(Integral, 1, None, closed="left")],
+        "n_starts": [Interval(Integral, 1, None, closed="left")],
+        "pretraining_iter": [Interval(Integral, 0, None, closed="left")],
+    }
+    _graphical_name = "mixture"
+
+    def __init__(
+        self,
+        n_components=1,
+        *,
+        latent_dim=None,
+        hidden_layer_sizes=(100,),
+        activation="relu",
+        likelihood="gaussian",
+        standardize=True,
+        weight_concentration_prior=None,
+        mean_precision_prior=None,
+        mean_prior=None,
+        degrees_of_freedom_prior=None,
+        covariance_prior=None,
+        n_draws=1,
+        beta=1.0,
+        capacity=0.0,
+        natural_gradient="unbiased",
+        implicit_gradient="cg",
+        max_updates=50,
+        n_importance=64,
+        n_starts=10,
+        pretraining_iter=30,
+        learning_rate_init=0.005,
+        batch_size="auto",
+        max_iter=200,
+        tol=1e-3,
+        n_iter_no_change=10,
+        early_stopping=False,
+        validation_fraction=0.1,
+        n_init=1,
+        warm_start=False,
+        total_samples=None,
+        device="cpu",
+        verbose=0,
+        random_state=None,
+    ):
+        self.n_components = n_components
+        self.latent_dim = latent_dim
+        self.hidden_layer_sizes = hidden_layer_sizes
+        self.activation = activation
+        self.likelihood = likelihood
+        self.standardize = standardize
+        self.weight_concentration_prior = weight_concentration_prior
+        self.mean_precision_prior = mean_precision_prior
+        self.mean_prior = mean_prior
+        self.degrees_of_freedom_prior = degrees_of_freedom_prior
+        self.covariance_prior = covariance_prior
+        self.n_draws = n_draws
+        self.beta = beta
+        self.capacity = capacity
+        self.natural_gradient = natural_gradient
+        self.implicit_gradient = implicit_gradient
+        self.max_updates = max_updates
+        self.n_importance = n_importance
+        self.n_starts = n_starts
+        self.pretraining_iter = pretraining_iter
+        self.learning_rate_init = learning_rate_init
+        self.batch_size = batch_size
+        self.max_iter = max_iter
+        self.tol = tol
+        self.n_iter_no_change = n_iter_no_change
+        self.early_stopping = early_stopping
+        self.validation_fraction = validation_fraction
+        self.n_init = n_init
+        self.warm_start = warm_start
+        self.total_samples = total_samples
+        self.device = device
+        self.verbose = verbose
+        self.random_state = random_state
+
+    # ---- fit ----
+
+    def _check_training_data(self, X, reset: bool):
+        X, likelihood = super()._check_training_data(X, reset)
+        if X.shape[0] < self.n_components and not hasattr(self, "model_state_"):
+            raise ValueError(
+                f"n_components={self.n_components} needs at least as many samples, but X has "
+                f"n_samples = {X.shape[0]}. Lower n_components or pass more rows."
+            )
+        return X, likelihood
+
+    def _fixed_point_settings(self) -> FixedPointSettings:
+        return FixedPointSettings(max_updates=self.max_updates, gradient=self.implicit_gradient)
+
+    def _initial_graphical(self, latent_dim: int, like: Tensor) -> GaussianMixtureModel:
+        """One component, so that pre-training assumes no clusters."""
+        eye = torch.eye(latent_dim, dtype=like.dtype, device=like.device)
+        return GaussianMixtureModel(
+            MixturePrior.symmetric(1, 1.0, eye.new_zeros(latent_dim), 1.0, eye, float(latent_dim))
+        )
+
+    def _n_initial_epochs(self) -> int:
+        return self.pretraining_iter if self._hidden() else 0
+
+    def _initialize(
+        self,
+        model: StructuredVAE,
+        rows: Rows,
+        generator: torch.Generator,
+        random_state: np.random.RandomState,
+        on_epoch_end: Callable[[int, EpochRecord], bool],
+    ) -> None:
+        with torch.no_grad():
+            points = rows.encoded @ model.encoder.skip
+            covariance = points.mT @ points / len(rows) + torch.diag(1.0 / _precisions(model, rows))
+        single = MixturePrior.symmetric(
+            1, 1.0, points.mean(0), 1.0, covariance, float(points.shape[1])
+        )
+        model.graphical = GaussianMixtureModel(single)
+        potentials = _potentials(model, rows)
+        fit_mixture(model.graphical, potentials, model.settings, max_iter=20, tol=_VB_TOL)
+        if self._n_initial_epochs():
+            settings = self._training_settings(len(rows), anneal=False)
+            settings = replace(
+                settings, max_iter=self.pretraining_iter, n_iter_no_change=self.pretraining_iter
+            )
+            trainer = Trainer(model, len(rows), settings, generator)
+            run_training(trainer, rows, None, on_epoch_end)
+            potentials = _potentials(model, rows)
+        model.graphical = search_mixture(
+            self._prior(model, potentials),
+            potentials,
+            model.settings,
+            n_starts=self.n_starts,
+            max_iter=_VB_ITER,
+            tol=_VB_TOL,
+            random_state=random_state,
+        )
+
+    def _prior(self, model: StructuredVAE, potentials: Potentials) -> MixturePrior:
+        """Prior over the mixture, data-dependent where the user left it open."""
+        _, means, covariances = model.graphical.point_parameters()
+        dim = means.shape[-1]
+        mean, covariance = means[0], covariances[0]
+        if self.mean_prior is not None:
+            value = check_array(self.mean_prior, ensure_2d=False, input_name="mean_prior")
+            if value.shape != (dim,):
+                raise ValueError(f"mean_prior must have shape ({dim},), got {value.shape}.")
+            mean = torch.as_tensor(value, dtype=mean.dtype, device=mean.device)
+        if self.covariance_prior is not None:
+            value = check_array(self.covariance_prior, input_name="covariance_prior")
+            symmetric = value.shape == (dim, dim) and np.allclose(value, value.T)
+            if not symmetric or np.linalg.eigvalsh(value)[0] <= 0:
+                raise ValueError(
+                    "covariance_prior must be a symmetric positive definite matrix of shape "
+                    f"({dim}, {dim}), got shape {value.shape}."
+                )
+            covariance = torch.as_tensor(value, dtype=mean.dtype, device=mean.device)
+        dof = float(dim) if self.degrees_of_freedom_prior is None else self.degrees_of_freedom_prior
+        if dof <= dim - 1:
+            raise ValueError(
+                f"degrees_of_freedom_prior must exceed latent_dim - 1 = {dim - 1}, got {dof}."
+            )
+        concentration = self.weight_concentration_prior
+        return MixturePrior.symmetric(
+            self.n_components,
+            1.0 / self.n_components if concentration is None else float(concentration),
+            mean,
+            1.0 if self.mean_precision_prior is None else float(self.mean_precision_prior),
+            covariance,
+            float(dof),
+        )
+
+    def _finish(self, model: StructuredVAE, rows: Rows) -> None:
+        """Fit q(theta) to the final networks, then order components by weight."""
+        fit_mixture(
+            model.graphical, _potentials(model, rows), model.settings, max_iter=20, tol=_VB_TOL
+        )
+        weights = model.graphical.posterior.weights.concentration
+        model.graphical = model.graphical.select(weights.argsort(descending=True, stable=True))
+
+    def _graphical_attributes(self, graphical: GaussianMixtureModel) -> dict[str, np.ndarray]:
+        names = ("weights_", "means_", "covariances_")
+        values = (value.cpu().numpy().copy() for value in graphical.point_parameters())
+        return dict(zip(names, values, strict=True))
+
+    # ---- after the fit ----
+
+    def predict_proba(self, X):
+        """Posterior probability of each component.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Rows.
+
+        Returns
+        -------
+        responsibilities : ndarray of shape (n_samples, n_components)
+            ``q(k)`` of each row.
+        """
+        return self._collect(X, lambda posterior: posterior.responsibilities)
+
+    def predict(self, X):
+        """Most probable component of each row.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Rows.
+
+        Returns
+        -------
+        labels : ndarray of shape (n_samples,)
+            Indices into ``weights_``; 0 is the heaviest component.
+        """
+        return self.predict_proba(X).argmax(axis=1)
+
+    def fit_predict(self, X, y=None):
+        """Fit, then `predict` the same rows.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Rows.
+        y : Ignored
+            Not used, present for API consistency by convention.
+
+        Returns
+        -------
+        labels : ndarray of shape (n_samples,)
+            As from ``fit(X).predict(X)``.
+        """
+        return self.fit(X, y).predict(X)
+
+    def sample(self, n_samples=1):
+        """Draw rows from the model.
+
+        Parameters
+        ----------
+        n_samples : int, default=1
+            Number of rows.
+
+        Returns
+        -------
+        X : ndarray of shape (n_samples, n_features)
+            Rows, in the units of X.
+        y : ndarray of shape (n_samples,)
+            Component of each.
+        """
+        return self._sample(n_samples)
+
+    # ---- steering ----
+
+    def remove_component(self, k):
+        """Copy without one component ([T] 6.1.2).
+
+        Parameters
+        ----------
+        k : int
+            Index of the component.
+
+        Returns
+        -------
+        edited : SVAEGaussianMixture
+            A fitted copy; components after ``k`` move up by one and weights renormalise.
+        """
+        k = self._checked_component(k)
+        n_components = self.weights_.shape[0]
+        if n_components == 1:
+            raise ValueError("k=0 is the only component left, and a mixture needs one.")
+        return self._edited(lambda mixture: mixture.select(_all_but(n_components, k)))
+
+    def move_component(self, k, mean):
+        """Copy with one component moved ([T] 6.1.2).
+
+        Parameters
+        ----------
+        k : int
+            Index of the component.
+        mean : array-like of shape (latent_dim,)
+            Its new mean.
+
+        Returns
+        -------
+        edited : SVAEGaussianMixture
+            A fitted copy.
+        """
+        k = self._checked_component(k)
+        mean = check_array(mean, ensure_2d=False, dtype=self.means_.dtype, input_name="mean")
+        if mean.shape != (self.latent_dim_,):
+            raise ValueError(f"mean must have shape ({self.latent_dim_},), got {mean.shape}.")
+
+        def move(mixture: GaussianMixtureModel) -> GaussianMixtureModel:
+            components = mixture.posterior.components
+            means = components.mean.clone()
+            means[k] = torch.as_tensor(mean)
+            moved = NIWParams(components.scale, means, *components[2:])
+            return GaussianMixtureModel(mixture.prior, mixture.posterior._replace(components=moved))
+
+        return self._edited(move)
+
+    @_fit_context(prefer_skip_nested_validation=True)
+    def refit_mixture(self, X, y=None):
+        """Fit the mixture to new rows with the networks as they are.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Rows.
+        y : Ignored
+            Not used, present for API consistency by convention.
+
+        Returns
+        -------
+        self : SVAEGaussianMixture
+            With new ``weights_``, ``means_`` and ``covariances_``, fitted from where they stood
+            to the posterior of ``X`` alone.
+        """
+        X, likelihood = self._checked_rows(X)
+        model = self._rebuild()
+        scaling = Scaling(self.location_, self.scale_)
+        rows = scaling.rows(X, likelihood, self.device)
+        fit_mixture(
+            model.graphical,
+            _potentials(model, rows),
+            model.settings,
+            max_iter=10 * _VB_ITER,
+            tol=1e-2 * _VB_TOL,
+        )
+        self.model_state_ = model_to_arrays(model)
+        for name, value in self._graphical_attributes(model.graphical).items():
+            setattr(self, name, value)
+        return self
+
+    def _edited(self, edit: Callable[[GaussianMixtureModel], GaussianMixtureModel]):
+        edited = copy.deepcopy(self)
+        model = edited._rebuild()
+        model.graphical = edit(model.graphical)
+        edited.model_state_ = model_to_arrays(model)
+        for name, value in edited._graphical_attributes(model.graphical).items():
+            setattr(edited, name, value)
+        return edited
+
+    def _checked_component(self, k) -> int:
+        check_is_fitted(self)
+        n_components = self.weights_.shape[0]
+        if not isinstance(k, Integral) or not 0 <= k < n_components:
+            raise ValueError(f"k must be an integer from 0 to {n_components - 1}, got {k!r}.")
+        return int(k)
+
+
+def _all_but(n: int, k: int) -> Tensor:
+    return torch.tensor([i for i in range(n) if i != k])
+
+
+def _potentials(model: StructuredVAE, rows: Rows) -> Potentials:
+    with torch.no_grad():
+        return model.encode(rows)
+
+
+def _precisions(model: StructuredVAE, rows: Rows) -> Tensor:
+    return _potentials(model, rows).precision.mean(0)

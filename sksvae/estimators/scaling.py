@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Standardisation of features inside an estimator."""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from sksvae.likelihoods.base import Likelihood
+from sksvae.objective import Rows
+
+
+class Scaling(NamedTuple):
+    """Location and scale of the working features.
+
+    Parameters
+    ----------
+    location : ndarray of shape (n_features,)
+        Means.
+    scale : ndarray of shape (n_features,)
+        Standard deviations, or one common scale.
+    """
+
+    location: np.ndarray
+    scale: np.ndarray
+
+    @classmethod
+    def of(cls, working: np.ndarray, standardize: bool) -> "Scaling":
+        """Measure working features.
+
+        Parameters
+        ----------
+        working : ndarray of shape (n_rows, n_features)
+            Features on the link scale.
+        standardize : bool
+            One scale per feature, else the root mean variance for all. Constant features get the
+            common scale of the others, or one if all are constant.
+
+        Returns
+        -------
+        Scaling
+            In the dtype of the features.
+        """
+        wide = working.astype(np.float64)
+        location = wide.mean(0)
+        deviation = wide - location
+        # What rounding alone can leave of a constant column is no variation.
+        rounding = 10 * np.finfo(working.dtype).eps * np.abs(wide).max(0)
+        scale = _root_mean_square(deviation)
+        varies = scale > rounding
+        common = _root_mean_square(scale[varies]) if varies.any() else 1.0
+        if not standardize:
+            scale = np.full_like(scale, common)
+        scale = np.where(varies, scale, common)
+        return cls(location.astype(working.dtype), scale.astype(working.dtype))
+
+    def rows(self, X: np.ndarray, likelihood: Likelihood, device: str) -> Rows:
+        """Tensors of both forms of the data.
+
+        Parameters
+        ----------
+        X : ndarray of shape (n_rows, n_features)
+            Data in the domain of the likelihood.
+        likelihood : Likelihood
+            Observation model.
+        device : str
+            Where the tensors go.
+
+        Returns
+        -------
+        Rows
+            The data.
+        """
+        encoded = (likelihood.working_features(X) - self.location) / self.scale
+        encoded = torch.as_tensor(encoded.astype(X.dtype, copy=False), device=device)
+        if likelihood.standardizes:
+            return Rows(encoded, encoded)
+        return Rows(torch.as_tensor(np.ascontiguousarray(X), device=device), encoded)
+
+    def restore(self, X: np.ndarray, likelihood: Likelihood) -> np.ndarray:
+        """Take what the likelihood speaks back to the units of X."""
+        return X * self.scale + self.location if likelihood.standardizes else X
+
+    def log_jacobian(self, likelihood: Likelihood) -> float:
+        """What a log density of the likelihood gains in the units of X."""
+        return -float(np.log(self.scale).sum()) if likelihood.standardizes else 0.0
+
+
+def _root_mean_square(values: np.ndarray) -> np.ndarray:
+    """Root mean square over the first axis, safe from overflow and underflow."""
+    largest = np.abs(values).max(0)
+    safe = np.where(largest > 0, largest, 1.0)
+    return safe * np.sqrt(np.mean((values / safe) ** 2, axis=0)) * (largest > 0)

@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Steps along a natural gradient that never leave the domain of the parameters.
+
+A natural gradient in natural parameters is the gradient with respect to expected statistics, and
+a step along it with size one is the exact coordinate update of a conjugate model. Steps in
+log-Cholesky coordinates stay in the domain but multiply: a count of 0.1 that a minibatch wants to
+be 14 would grow by ``exp(139 rho)``. So steps are taken in natural parameters, where they add, and
+halved for the batch entries that would leave the domain, which only the correction term of the
+unbiased gradient [P, app. F] can make happen.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sksvae.expfam.dirichlet import Dirichlet, DirichletNatural, DirichletParams
+from sksvae.expfam.mniw import MNIW, MNIWNatural, MNIWParams
+from sksvae.expfam.niw import NIW, NIWNatural, NIWParams, _drop, _lift
+from sksvae.expfam.numerics import symmetrize
+
+_MAX_HALVINGS = 40
+
+
+def natural_step(
+    family: Dirichlet | NIW | MNIW, standard: Any, tangent: Any, step_size: float
+) -> Any:
+    """Move along a tangent of the natural parameters, halving the step where it is too long.
+
+    Parameters
+    ----------
+    family : Dirichlet, NIW or MNIW
+        The family of the distribution.
+    standard : DirichletParams, NIWParams or MNIWParams
+        Where the step starts.
+    tangent : DirichletNatural, NIWNatural or MNIWNatural
+        Direction in natural parameters, such as ``eta_0 + total_stats - eta`` in a conjugate
+        model.
+    step_size : float
+        Length ``rho`` of the step.
+
+    Returns
+    -------
+    DirichletParams, NIWParams or MNIWParams
+        Standard parameters after the step, inside the domain.
+
+    Raises
+    ------
+    ValueError
+        If no step, however short, stays in the domain: the tangent is not finite.
+
+    References
+    ----------
+    Hoffman, Blei, Wang and Paisley (2013), section 2.4; Bendekgey, Hope and Sudderth (2023), app. F.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sksvae.expfam import Dirichlet, DirichletNatural, DirichletParams, natural_step
+    >>> start = DirichletParams(torch.tensor([1.0, 1.0]))
+    >>> natural_step(Dirichlet(), start, DirichletNatural(torch.tensor([-2.0, 3.0])), 1.0)
+    DirichletParams(concentration=tensor([0.5000, 1.7500]))
+    """
+    if isinstance(family, Dirichlet):
+        return _dirichlet_step(standard, tangent, step_size)
+    if isinstance(family, NIW):
+        lifted = MNIWParams(*_lift(standard)), MNIWNatural(*_lift(tangent))
+        return NIWParams(*_drop(_mniw_step(*lifted, step_size)))
+    return _mniw_step(standard, tangent, step_size)
+
+
+def _dirichlet_step(
+    standard: DirichletParams, tangent: DirichletNatural, step_size: float
+) -> DirichletParams:
+    start, direction = standard.concentration, tangent.concentration
+    rho = start.new_full((*start.shape[:-1], 1), step_size)
+    for _ in range(_MAX_HALVINGS):
+        moved = start + rho * direction
+        bad = ~(moved > 0).all(-1, keepdim=True)
+        if not bad.any():
+            return DirichletParams(moved)
+        rho = torch.where(bad, rho / 2, rho)
+    raise ValueError("the natural gradient of a Dirichlet is not finite.")
+
+
+def _mniw_step(standard: MNIWParams, tangent: MNIWNatural, step_size: float) -> MNIWParams:
+    """Step in coordinates centred at the current ``M``, where no large terms cancel.
+
+    For ``X - M`` the natural parameters are ``(-S/2, 0, -V/2, .)``, and the map from those of
+    ``X`` is linear, so it applies to the tangent.
+    """
+    scale, mean, column_precision, dof = standard
+    d_precision, d_precision_mean, d_quadratic, d_count = tangent
+    d_column = -2.0 * d_quadratic
+    d_cross = d_precision_mean - mean @ d_column
+    d_scale = (
+        -2.0 * d_precision
+        - d_precision_mean @ mean.mT
+        - mean @ d_precision_mean.mT
+        + mean @ d_column @ mean.mT
+    )
+    rho = torch.full_like(dof, step_size)
+    for _ in range(_MAX_HALVINGS):
+        rho_matrix = rho[..., None, None]
+        new_column = symmetrize(column_precision + rho_matrix * d_column)
+        column_factor, column_info = torch.linalg.cholesky_ex(new_column)
+        cross = rho_matrix * d_cross
+        whitened = torch.linalg.solve_triangular(column_factor, cross.mT, upper=False)
+        new_scale = symmetrize(scale + rho_matrix * d_scale - whitened.mT @ whitened)
+        scale_info = torch.linalg.cholesky_ex(new_scale).info
+        new_dof = dof + 2.0 * rho * d_count
+        inside = (column_info == 0) & (scale_info == 0) & (new_dof > scale.shape[-1] - 1)
+        if inside.all():
+            shift = torch.linalg.solve_triangular(column_factor.mT, whitened, upper=True).mT
+            return MNIWParams(new_scale, mean + shift, new_column, new_dof)
+        rho = torch.where(inside, rho, rho / 2)
+    raise ValueError("the natural gradient of an (M)NIW is not finite.")

@@ -1,0 +1,211 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What every latent structure provides to the objective and to the estimators."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sksvae.inference import FixedPointSettings, draw_gaussian
+
+
+class Potentials(NamedTuple):
+    """Gaussian evidence of the encoder, ``log l(z) = r'z - z' diag(R) z / 2``.
+
+    Parameters
+    ----------
+    precision_mean : Tensor of shape (n_rows, latent_dim)
+        ``r``.
+    precision : Tensor of shape (n_rows, latent_dim)
+        ``R``, positive.
+    """
+
+    precision_mean: Tensor
+    precision: Tensor
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """Posterior of the local latents of each row.
+
+    Parameters
+    ----------
+    mean : Tensor of shape (n_rows, latent_dim)
+        ``E[z]``.
+    covariance : Tensor of shape (n_rows, latent_dim, latent_dim)
+        ``Cov[z]``.
+    responsibilities : Tensor of shape (n_rows, n_components)
+        ``q(k)``; a single column of ones where there is no discrete latent.
+    local_kl : Tensor of shape (n_rows,)
+        ``E_q[log q(z, k) - E_q(theta) log p(z, k | theta)]``, in nats.
+    n_updates : Tensor of shape (n_rows,)
+        Rounds of block updates that inference took.
+    converged : Tensor of shape (n_rows,)
+        Whether they met the tolerance.
+    """
+
+    mean: Tensor
+    covariance: Tensor
+    responsibilities: Tensor
+    local_kl: Tensor
+    n_updates: Tensor
+    converged: Tensor
+
+    def draw(self, noise: Tensor) -> Tensor:
+        """Reparameterised draws of z.
+
+        Parameters
+        ----------
+        noise : Tensor of shape (n_draws, n_rows, latent_dim)
+            Standard normal numbers.
+
+        Returns
+        -------
+        Tensor of shape (n_draws, n_rows, latent_dim)
+            Draws, differentiable in the posterior.
+        """
+        return draw_gaussian(self.mean, self.covariance, noise)
+
+
+class GraphicalModel(ABC):
+    """A conjugate graphical model over latents, with its distribution q(theta).
+
+    ``params`` below are tuples of tensors: the expected statistics of q(theta). They are the only
+    way in which q(theta) enters an objective, so their gradient is its natural gradient
+    [P, app. F].
+    """
+
+    latent_dim: int
+
+    @abstractmethod
+    def expected_params(self) -> tuple[Tensor, ...]:
+        """Expected statistics of q(theta), as leaves that collect gradients.
+
+        Returns
+        -------
+        tuple of Tensor
+            Empty where nothing is learned.
+        """
+
+    @abstractmethod
+    def infer(
+        self, potentials: Potentials, params: tuple[Tensor, ...], settings: FixedPointSettings
+    ) -> Posterior:
+        """Posterior of the local latents given potentials and expected parameters.
+
+        Parameters
+        ----------
+        potentials : Potentials
+            Evidence for each row.
+        params : tuple of Tensor
+            As from `expected_params`.
+        settings : FixedPointSettings
+            How block updates are iterated and differentiated.
+
+        Returns
+        -------
+        Posterior
+            Differentiable in potentials and params.
+        """
+
+    @abstractmethod
+    def prior_kl(self) -> Tensor:
+        """``KL(q(theta) || p(theta))`` in nats, without a gradient."""
+
+    @abstractmethod
+    def natural_step(self, gradient: Sequence[Tensor], step_size: float) -> None:
+        """Move q(theta) along a natural gradient and the pull of its prior.
+
+        Parameters
+        ----------
+        gradient : sequence of Tensor
+            Gradient with respect to `expected_params` of the part of the bound, in nats over all
+            rows, that does not include the prior KL.
+        step_size : float
+            1 is the exact coordinate update where the model is conjugate.
+        """
+
+    @abstractmethod
+    def total_stats(self, posterior: Posterior) -> tuple[Tensor, ...]:
+        """Sufficient statistics that rows add to the natural parameters of q(theta).
+
+        They are the gradient of the bound with respect to `expected_params` when the dependence
+        of the local posterior on q(theta) is left out: the biased natural gradient of [J].
+
+        Parameters
+        ----------
+        posterior : Posterior
+            Of the rows.
+
+        Returns
+        -------
+        tuple of Tensor
+            Sums over the rows, in the order of `expected_params`, without a gradient.
+        """
+
+    @abstractmethod
+    def coordinate_update(self, total_stats: Sequence[Tensor]) -> None:
+        """Set q(theta) to the conjugate posterior given statistics of all rows.
+
+        Parameters
+        ----------
+        total_stats : sequence of Tensor
+            As from `total_stats`, summed over all rows.
+        """
+
+    @abstractmethod
+    def log_predictive(self, z: Tensor) -> Tensor:
+        """Log density of new latents, q(theta) integrated out.
+
+        Parameters
+        ----------
+        z : Tensor of shape (..., latent_dim)
+            Points.
+
+        Returns
+        -------
+        Tensor of shape (...)
+            ``log int p(z | theta) q(theta) dtheta``.
+        """
+
+    @abstractmethod
+    def sample(self, n_samples: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Draw latents from the model with its fitted parameters.
+
+        Parameters
+        ----------
+        n_samples : int
+            Number of draws.
+        generator : torch.Generator
+            Source of randomness.
+
+        Returns
+        -------
+        z : Tensor of shape (n_samples, latent_dim)
+            Latents.
+        labels : Tensor of shape (n_samples,)
+            Components; zeros where there is no discrete latent.
+        """
+
+    @abstractmethod
+    def state(self) -> dict[str, Tensor]:
+        """Everything needed to rebuild the model with `from_state`."""
+
+    @classmethod
+    @abstractmethod
+    def from_state(cls, state: dict[str, Tensor]) -> "GraphicalModel":
+        """Rebuild a model from `state`.
+
+        Parameters
+        ----------
+        state : dict of str to Tensor
+            As returned by `state`.
+
+        Returns
+        -------
+        GraphicalModel
+            An equal model.
+        """

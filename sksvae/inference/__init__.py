@@ -1,0 +1,22 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Inference in conjugate graphical models: pure functions on tensors."""
+
+from sksvae.inference.gaussian import GaussianMoments, draw_gaussian, gaussian_moments
+from sksvae.inference.mean_field import (
+    FixedPoint,
+    FixedPointSettings,
+    attach_implicit_gradient,
+    solve_adjoint,
+    solve_fixed_point,
+)
+
+__all__ = [
+    "FixedPoint",
+    "FixedPointSettings",
+    "GaussianMoments",
+    "attach_implicit_gradient",
+    "draw_gaussian",
+    "gaussian_moments",
+    "solve_adjoint",
+    "solve_fixed_point",
+]

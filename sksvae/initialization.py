@@ -1,0 +1,241 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Starts that do not collapse, in three stages ([P] app. A.5, [T] 6.1).
+
+1. Networks: linear skip connections onto the principal axes (`principal_axes`).
+2. Graphical model, networks fixed: variational Bayes on what the encoder gives, from several
+   starts, the best bound kept (`fit_mixture`).
+3. Joint training, see `sksvae.training`.
+"""
+
+import math
+import warnings
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from scipy import linalg
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.mixture import BayesianGaussianMixture
+from torch import Tensor
+
+from sksvae.graphical import GaussianMixtureModel, MixturePrior, Posterior, Potentials
+from sksvae.inference import FixedPointSettings
+
+_SEARCH_ROWS = 10_000  # rows used to compare starts
+_MIN_NOISE = 1e-4  # least noise variance at the start, for standardised features
+
+
+class PrincipalAxes(NamedTuple):
+    """Principal subspace of standardised features.
+
+    Parameters
+    ----------
+    axes : ndarray of shape (n_features, latent_dim)
+        Orthonormal columns; zero columns where latent_dim exceeds the rank.
+    noise_variance : float
+        Mean variance outside the subspace (maximum likelihood of probabilistic PCA).
+    residuals : ndarray of shape (n_rows, n_features)
+        What the subspace leaves of each row.
+    """
+
+    axes: np.ndarray
+    noise_variance: float
+    residuals: np.ndarray
+
+
+def principal_axes(X: np.ndarray, latent_dim: int) -> PrincipalAxes:
+    """Principal axes of centred rows.
+
+    Parameters
+    ----------
+    X : ndarray of shape (n_rows, n_features)
+        Centred features.
+    latent_dim : int
+        Number of axes.
+
+    Returns
+    -------
+    PrincipalAxes
+        With signs fixed so that equal data give equal axes.
+
+    References
+    ----------
+    Tipping and Bishop, "Probabilistic principal component analysis", 1999.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sksvae.initialization import principal_axes
+    >>> principal_axes(np.array([[2.0, 0.0], [-2.0, 0.0]]), 1).axes.ravel()
+    array([1., 0.])
+    """
+    n_features = X.shape[1]
+    eigenvalues, vectors = linalg.eigh(X.T @ X / X.shape[0])
+    order = np.argsort(eigenvalues)[::-1][:latent_dim]
+    axes = vectors[:, order]
+    largest = axes[np.abs(axes).argmax(0), np.arange(axes.shape[1])]
+    axes = axes * np.where(largest < 0, -1.0, 1.0)
+    residuals = X - X @ axes @ axes.T
+    n_left = n_features - axes.shape[1]
+    noise = float((residuals**2).sum() / (X.shape[0] * n_left)) if n_left else 0.0
+    if axes.shape[1] < latent_dim:
+        axes = np.pad(axes, ((0, 0), (0, latent_dim - axes.shape[1])))
+    return PrincipalAxes(axes, max(noise, _MIN_NOISE), residuals)
+
+
+def fit_mixture(
+    model: GaussianMixtureModel,
+    potentials: Potentials,
+    settings: FixedPointSettings,
+    *,
+    max_iter: int,
+    tol: float,
+) -> float:
+    """Coordinate ascent on q(theta) and the local posteriors, the potentials fixed.
+
+    Parameters
+    ----------
+    model : GaussianMixtureModel
+        Changed in place, from where it stands.
+    potentials : Potentials
+        Of all rows, detached.
+    settings : FixedPointSettings
+        Of the local inference.
+    max_iter : int
+        Most rounds.
+    tol : float
+        Gain per row, in nats, at which to stop.
+
+    Returns
+    -------
+    float
+        Bound on the evidence of the potentials, per row.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sksvae.graphical import GaussianMixtureModel, MixturePrior, Potentials
+    >>> from sksvae.inference import FixedPointSettings
+    >>> from sksvae.initialization import fit_mixture
+    >>> prior = MixturePrior.symmetric(1, 1.0, torch.zeros(1), 1e-6, torch.eye(1), 1.0)
+    >>> model = GaussianMixtureModel(prior)
+    >>> z = torch.tensor([[1.0], [2.0], [3.0]])
+    >>> _ = fit_mixture(model, Potentials(1e6 * z, 1e6 * torch.ones_like(z)),
+    ...                 FixedPointSettings(), max_iter=10, tol=1e-6)
+    >>> model.posterior.components.mean.round(decimals=3)
+    tensor([[2.]])
+    """
+    bound = -math.inf
+    with torch.no_grad():
+        for _ in range(max_iter):
+            posterior = model.infer(potentials, model.expected_params(), settings)
+            previous, bound = bound, _potential_bound(model, potentials, posterior)
+            model.coordinate_update(model.total_stats(posterior))
+            if bound - previous < tol:
+                break
+    return bound
+
+
+def _potential_bound(
+    model: GaussianMixtureModel, potentials: Potentials, posterior: Posterior
+) -> float:
+    """``mean(E log N(z | m, R^-1) - KL) - KL(q(theta) || p) / n``, normalised potentials."""
+    r, R = potentials
+    variance = posterior.covariance.diagonal(dim1=-2, dim2=-1)
+    square = R * ((posterior.mean - r / R).square() + variance)
+    evidence = 0.5 * (R.log() - math.log(2 * math.pi) - square).sum(-1)
+    return float((evidence - posterior.local_kl).mean() - model.prior_kl() / r.shape[0])
+
+
+def search_mixture(
+    prior: MixturePrior,
+    potentials: Potentials,
+    settings: FixedPointSettings,
+    *,
+    n_starts: int,
+    max_iter: int,
+    tol: float,
+    random_state: np.random.RandomState,
+) -> GaussianMixtureModel:
+    """Variational Bayes for a mixture from several starts, the best bound kept.
+
+    The starts are searched with `sklearn.mixture.BayesianGaussianMixture` on the points that the
+    potentials centre on, which costs a small part of structured inference; the best three then
+    compete under the exact bound.
+
+    Parameters
+    ----------
+    prior : MixturePrior
+        Prior with equal components.
+    potentials : Potentials
+        Of all rows, detached.
+    settings : FixedPointSettings
+        Of the local inference.
+    n_starts : int
+        Number of starts.
+    max_iter : int
+        Most rounds of each.
+    tol : float
+        As in `fit_mixture`.
+    random_state : RandomState
+        For the starts.
+
+    Returns
+    -------
+    GaussianMixtureModel
+        The best mixture.
+    """
+    r, R = potentials
+    n_rows = r.shape[0]
+    points = (r / R).double().cpu().numpy()
+    subset = slice(None)
+    if n_rows > _SEARCH_ROWS:
+        subset = np.sort(random_state.choice(n_rows, _SEARCH_ROWS, replace=False))
+    candidates = []
+    for _ in range(n_starts):
+        start = _point_mixture(prior, random_state.randint(np.iinfo(np.int32).max), max_iter)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            start.fit(points[subset])
+        candidates.append(start)
+    candidates.sort(key=lambda start: -start.lower_bound_)
+    best, best_bound = None, -math.inf
+    for start in candidates[:3]:
+        model = GaussianMixtureModel(prior)
+        labels = torch.as_tensor(start.predict_proba(points), dtype=r.dtype, device=r.device)
+        model.coordinate_update(model.total_stats(_as_posterior(potentials, labels)))
+        bound = fit_mixture(model, potentials, settings, max_iter=max_iter, tol=tol)
+        if bound > best_bound:
+            best, best_bound = model, bound
+    return best
+
+
+def _point_mixture(prior: MixturePrior, seed: int, max_iter: int) -> BayesianGaussianMixture:
+    """The same model on points, as scikit-learn writes it."""
+    components = prior.components
+    return BayesianGaussianMixture(
+        n_components=prior.weights.concentration.shape[0],
+        weight_concentration_prior_type="dirichlet_distribution",
+        weight_concentration_prior=float(prior.weights.concentration[0]),
+        mean_precision_prior=float(components.mean_precision[0]),
+        mean_prior=components.mean[0].double().cpu().numpy(),
+        degrees_of_freedom_prior=float(components.dof[0]),
+        covariance_prior=components.scale[0].double().cpu().numpy(),
+        reg_covar=0.0,
+        max_iter=max_iter,
+        random_state=seed,
+    )
+
+
+def _as_posterior(potentials: Potentials, responsibilities: Tensor) -> Posterior:
+    """Local posterior that trusts the potentials alone."""
+    r, R = potentials
+    n_rows = r.shape[0]
+    return Posterior(
+        mean=r / R,
+        covariance=torch.diag_embed(1.0 / R),
+        responsibilities=responsibilities,
+        local_kl=r.new_zeros(n_rows),
+        n_updates=torch.zeros(n_rows, dtype=torch.long, device=r.device),
+        converged=torch.ones(n_rows, dtype=torch.bool, device=r.device),
+    )

@@ -1,0 +1,211 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The evidence lower bound of a structured VAE, and the importance-weighted one.
+
+``log p(X) >= sum_n ( E_q[log p(x_n | z_n)] - KL_n ) - KL(q(theta) || p(theta))`` where ``KL_n`` is
+the local divergence ``E_q[log q(z, k) - E_q(theta) log p(z, k | theta)]`` ([J] section 4, [P]
+section 3). Nothing is dropped from it.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from sksvae.graphical import GraphicalModel, Posterior, Potentials
+from sksvae.inference import FixedPointSettings
+from sksvae.likelihoods.base import Likelihood
+from sksvae.networks import Decoder, Encoder
+
+
+class Rows(NamedTuple):
+    """Rows of data, in the two forms in which the model needs them.
+
+    Parameters
+    ----------
+    observed : Tensor of shape (n_rows, n_features)
+        What the likelihood sees: standardised for real-valued domains, else in its own units.
+    encoded : Tensor of shape (n_rows, n_features)
+        What the encoder sees: standardised on the link scale.
+    """
+
+    observed: Tensor
+    encoded: Tensor
+
+    def __len__(self) -> int:
+        return self.observed.shape[0]
+
+    def take(self, rows: Tensor | slice) -> "Rows":
+        """Select rows by index."""
+        return Rows(self.observed[rows], self.encoded[rows])
+
+
+@dataclass(frozen=True)
+class ELBOTerms:
+    """Terms of the bound.
+
+    Parameters
+    ----------
+    reconstruction : Tensor of shape (n_rows,)
+        Monte Carlo estimate of ``E_q[log p(x | z)]``.
+    posterior : Posterior
+        Of the latents, with the local KL.
+    """
+
+    reconstruction: Tensor
+    posterior: Posterior
+
+    @property
+    def bound(self) -> Tensor:
+        """``reconstruction - local_kl``, of shape (n_rows,)."""
+        return self.reconstruction - self.posterior.local_kl
+
+
+class StructuredVAE(nn.Module):
+    """Networks, likelihood and graphical model under one bound.
+
+    Parameters
+    ----------
+    n_features : int
+        Number of features.
+    latent_dim : int
+        Dimension of the latents.
+    hidden_layer_sizes : sequence of int
+        Hidden layers of the encoder; the decoder mirrors them.
+    activation : str
+        Key of `sksvae.networks.ACTIVATIONS`.
+    likelihood : Likelihood
+        Observation model.
+    graphical : GraphicalModel
+        Latent structure.
+    link_location, link_scale : Tensor of shape (n_features,)
+        Standardisation of the working features, undone on the first output of the decoder where
+        the likelihood sees X in its own units.
+    settings : FixedPointSettings
+        Of local inference.
+    """
+
+    def __init__(
+        self,
+        n_features: int,
+        latent_dim: int,
+        hidden_layer_sizes: Sequence[int],
+        activation: str,
+        likelihood: Likelihood,
+        graphical: GraphicalModel,
+        link_location: Tensor,
+        link_scale: Tensor,
+        settings: FixedPointSettings,
+    ) -> None:
+        super().__init__()
+        dtype = link_location.dtype
+        hidden = tuple(hidden_layer_sizes)
+        self.encoder = Encoder(n_features, hidden, latent_dim, activation, dtype)
+        self.decoder = Decoder(
+            latent_dim, hidden[::-1], n_features, likelihood.n_outputs, activation, dtype
+        )
+        self.likelihood = likelihood
+        start = likelihood.init_params(None, n_features, dtype)
+        self.likelihood_params = nn.ParameterDict(
+            {name: nn.Parameter(value) for name, value in start.items()}
+        )
+        self.graphical = graphical
+        self.settings = settings
+        self.register_buffer("link_location", link_location)
+        self.register_buffer("link_scale", link_scale)
+
+    @property
+    def noise_params(self) -> dict[str, Tensor]:
+        """Learned parameters of the likelihood."""
+        return dict(self.likelihood_params.items())
+
+    def encode(self, rows: Rows) -> Potentials:
+        """Potentials of each row."""
+        return Potentials(*self.encoder(rows.encoded))
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Outputs for the likelihood, of shape (..., n_outputs, n_features)."""
+        outputs = self.decoder(z)
+        if self.likelihood.standardizes:
+            return outputs
+        location = self.link_location + self.link_scale * outputs[..., :1, :]
+        return torch.cat([location, outputs[..., 1:, :]], -2)
+
+    def infer(self, rows: Rows, params: tuple[Tensor, ...] | None = None) -> Posterior:
+        """Posterior of the latents of each row."""
+        if params is None:
+            params = self.graphical.expected_params()
+        return self.graphical.infer(self.encode(rows), params, self.settings)
+
+    def log_likelihood(self, rows: Rows, z: Tensor) -> Tensor:
+        """``log p(x | z)`` of draws (..., n_rows, latent_dim), summed over features."""
+        log_prob = self.likelihood.log_prob(rows.observed, self.decode(z), self.noise_params)
+        return log_prob.sum(-1)
+
+    def elbo(self, rows: Rows, params: tuple[Tensor, ...], noise: Tensor) -> ELBOTerms:
+        """Bound on each row, the prior KL left out.
+
+        Parameters
+        ----------
+        rows : Rows
+            Data.
+        params : tuple of Tensor
+            Expected parameters of the graphical model.
+        noise : Tensor of shape (n_draws, n_rows, latent_dim)
+            Standard normal numbers.
+
+        Returns
+        -------
+        ELBOTerms
+            Differentiable in the networks and in ``params``.
+        """
+        potentials = self.encode(rows)
+        posterior = self.graphical.infer(potentials, params, self.settings)
+        draws = posterior.draw(noise)
+        reconstruction = self.log_likelihood(rows, draws)
+        reconstruction = reconstruction - _control_variate(potentials, posterior, draws)
+        return ELBOTerms(reconstruction.mean(0), posterior)
+
+    def importance_bound(self, rows: Rows, noise: Tensor) -> Tensor:
+        """Importance-weighted bound on ``log p(x_n)`` of each row.
+
+        ``log 1/S sum_s p(x | z_s) p(z_s) / q(z_s)`` with ``z_s`` from the posterior of z and the
+        predictive ``p(z)``, in which q(theta) is integrated out (Burda et al. 2016).
+
+        Parameters
+        ----------
+        rows : Rows
+            Data.
+        noise : Tensor of shape (n_draws, latent_dim)
+            Standard normal numbers, the same for every row, so that the bound on a row does not
+            depend on the rows around it.
+
+        Returns
+        -------
+        Tensor of shape (n_rows,)
+            In nats; tightens as the number of draws grows.
+        """
+        posterior = self.infer(rows)
+        shared = noise.unsqueeze(1).expand(-1, len(rows), -1)
+        z = posterior.draw(shared)
+        factor = torch.linalg.cholesky(posterior.covariance)
+        log_det = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        dim = noise.shape[-1]
+        log_q = -0.5 * shared.square().sum(-1) - log_det - 0.5 * dim * math.log(2 * math.pi)
+        weights = self.log_likelihood(rows, z) + self.graphical.log_predictive(z) - log_q
+        return torch.logsumexp(weights, 0) - math.log(noise.shape[0])
+
+
+def _control_variate(potentials: Potentials, posterior: Posterior, draws: Tensor) -> Tensor:
+    """``log l(z_s) - E_q[log l(z)]``, per draw: zero on average, in value and in gradient.
+
+    The potentials imitate the likelihood, so the noise of ``log p(x | z_s)`` is nearly that of
+    ``log l(z_s)``, and the difference is left with little. What remains to be estimated by
+    sampling is ``E_q[log p(x | z) - log l(z)]``, the only part of the bound that needs implicit
+    differentiation [P, app. C]. Potentials are held fixed: their own gradient cancels exactly.
+    """
+    r, R = (field.detach() for field in potentials)
+    second = posterior.covariance.diagonal(dim1=-2, dim2=-1) + posterior.mean.square()
+    return (r * (draws - posterior.mean) - 0.5 * R * (draws.square() - second)).sum(-1)

@@ -1,0 +1,272 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Minibatch training: Adam for the networks, natural gradients for the graphical model."""
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor
+
+from sksvae.objective import ELBOTerms, Rows, StructuredVAE
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """What a user chooses about training; see the estimators for the meaning of each.
+
+    Parameters
+    ----------
+    max_iter : int
+        Most epochs.
+    batch_size : int
+        Rows of a minibatch.
+    learning_rate : float
+        Step size of Adam.
+    anneal : bool
+        Whether the learning rate falls to zero along a half cosine over ``max_iter`` epochs.
+    n_draws : int
+        Monte Carlo draws per row for the reconstruction.
+    beta, capacity : float
+        The networks see ``beta |KL - capacity|`` in place of the local KL of a batch.
+    unbiased : bool
+        Whether q(theta) follows the unbiased natural gradient of [P] or the biased one of [J].
+    tol : float
+        Least improvement of the bound, in nats per row, that counts as one.
+    n_iter_no_change : int
+        Epochs without such an improvement before training stops.
+    """
+
+    max_iter: int
+    batch_size: int
+    learning_rate: float
+    anneal: bool = True
+    n_draws: int = 1
+    beta: float = 1.0
+    capacity: float = 0.0
+    unbiased: bool = True
+    tol: float = 1e-3
+    n_iter_no_change: int = 10
+
+
+@dataclass(frozen=True)
+class EpochRecord:
+    """Averages over one epoch, in nats per row.
+
+    Parameters
+    ----------
+    lower_bound : float
+        ``reconstruction - local_kl - global_kl``.
+    reconstruction : float
+        Expected log-likelihood.
+    local_kl : float
+        Divergence of the local posteriors.
+    global_kl : float
+        Divergence of q(theta) from its prior, divided by the number of rows.
+    validation_bound : float
+        Bound on the validation rows; NaN without any.
+    """
+
+    lower_bound: float
+    reconstruction: float
+    local_kl: float
+    global_kl: float
+    validation_bound: float = math.nan
+
+
+class Trainer:
+    """Takes training steps on a model and keeps what must survive between them.
+
+    Parameters
+    ----------
+    model : StructuredVAE
+        Changed in place.
+    n_rows : int
+        Size of the data set that the bound is about; minibatches are scaled up to it.
+    settings : TrainingSettings
+        How to train.
+    generator : torch.Generator
+        Source of all randomness, on the device of the model.
+    """
+
+    def __init__(
+        self,
+        model: StructuredVAE,
+        n_rows: int,
+        settings: TrainingSettings,
+        generator: torch.Generator,
+    ) -> None:
+        self.model = model
+        self.n_rows = n_rows
+        self.settings = settings
+        self.generator = generator
+        parameters = list(model.parameters())
+        self.adam = torch.optim.Adam(parameters, lr=settings.learning_rate, fused=True)
+
+    def set_progress(self, fraction: float) -> None:
+        """Set the learning rate for a point of training between 0 and 1."""
+        if self.settings.anneal:
+            factor = 0.5 * (1.0 + math.cos(math.pi * min(fraction, 1.0)))
+            self.adam.param_groups[0]["lr"] = self.settings.learning_rate * factor
+
+    def noise(self, n_rows: int) -> Tensor:
+        """Standard normal numbers for the draws of a batch."""
+        like = self.model.link_location
+        shape = (self.settings.n_draws, n_rows, self.model.graphical.latent_dim)
+        return torch.randn(shape, generator=self.generator, dtype=like.dtype, device=like.device)
+
+    def step(self, rows: Rows, step_size: float) -> ELBOTerms:
+        """Take one step on a minibatch.
+
+        Parameters
+        ----------
+        rows : Rows
+            The minibatch.
+        step_size : float
+            Of the natural gradient step.
+
+        Returns
+        -------
+        ELBOTerms
+            The terms before the step, detached.
+
+        Raises
+        ------
+        ValueError
+            If a term of the objective is not finite.
+        """
+        settings, graphical = self.settings, self.model.graphical
+        params = graphical.expected_params()
+        unbiased = settings.unbiased and settings.beta == 1.0 and settings.capacity == 0.0
+        inputs = params if unbiased else tuple(p.detach() for p in params)
+        terms = self.model.elbo(rows, inputs, self.noise(len(rows)))
+        _check_finite(terms)
+        local_kl = terms.posterior.local_kl.mean()
+        penalty = local_kl
+        if settings.beta != 1.0 or settings.capacity != 0.0:
+            penalty = settings.beta * (local_kl - settings.capacity).abs()
+        loss = penalty - terms.reconstruction.mean()
+        self.adam.zero_grad()
+        loss.backward()
+        self.adam.step()
+        if unbiased:
+            gradient = [-self.n_rows * p.grad for p in params]
+        else:
+            scale = self.n_rows / len(rows)
+            gradient = [scale * s for s in graphical.total_stats(terms.posterior)]
+        graphical.natural_step(gradient, step_size)
+        return terms
+
+    def pass_over(self, rows: Rows, fraction: float = 0.0, length: float = 0.0) -> EpochRecord:
+        """Visit every row once, in random order.
+
+        Parameters
+        ----------
+        rows : Rows
+            Training rows.
+        fraction, length : float, default=0
+            Where the pass starts in training, and its share of it, for the annealing.
+
+        Returns
+        -------
+        EpochRecord
+            Averages of the terms as they were met.
+        """
+        device = rows.observed.device
+        order = torch.randperm(len(rows), generator=self.generator, device=device)
+        # At most one batch is smaller than the others, by less than their number.
+        batches = order.tensor_split(math.ceil(len(rows) / self.settings.batch_size))
+        reconstruction = local_kl = 0.0
+        for i, batch in enumerate(batches):
+            self.set_progress(fraction + length * i / len(batches))
+            terms = self.step(rows.take(batch), len(batch) / self.n_rows)
+            reconstruction += float(terms.reconstruction.detach().sum())
+            local_kl += float(terms.posterior.local_kl.detach().sum())
+        reconstruction, local_kl = reconstruction / len(rows), local_kl / len(rows)
+        global_kl = float(self.model.graphical.prior_kl()) / self.n_rows
+        return EpochRecord(
+            reconstruction - local_kl - global_kl, reconstruction, local_kl, global_kl
+        )
+
+
+def run_training(
+    trainer: Trainer,
+    rows: Rows,
+    validation: Rows | None,
+    on_epoch_end: Callable[[int, EpochRecord], bool],
+) -> tuple[list[EpochRecord], bool]:
+    """Train until the bound stops improving, the epochs run out or a callback says stop.
+
+    Parameters
+    ----------
+    trainer : Trainer
+        Holds the model, which is changed in place. With validation rows it ends as the best
+        model seen on them.
+    rows : Rows
+        Training rows.
+    validation : Rows or None
+        Rows on which improvement is judged; ``None``: the training bound.
+    on_epoch_end : callable
+        Called with the number of the epoch and its record; a true answer stops training.
+
+    Returns
+    -------
+    history : list of EpochRecord
+        One record per epoch.
+    converged : bool
+        Whether training stopped because the bound no longer improved, or had been asked to.
+    """
+    settings = trainer.settings
+    history: list[EpochRecord] = []
+    best, best_model, without_change = -math.inf, None, 0
+    validation_noise = None if validation is None else trainer.noise(len(validation))
+    for epoch in range(settings.max_iter):
+        record = trainer.pass_over(rows, epoch / settings.max_iter, 1 / settings.max_iter)
+        judged = record.lower_bound
+        if validation is not None:
+            judged = _mean_bound(trainer.model, validation, validation_noise) - record.global_kl
+            record = EpochRecord(**{**asdict(record), "validation_bound": judged})
+        history.append(record)
+        improved = judged > best + settings.tol
+        without_change = 0 if improved else without_change + 1
+        if judged > best:
+            best = judged
+            if validation is not None:
+                best_model = copy.deepcopy(trainer.model.state_dict()), trainer.model.graphical.state()
+        stop = on_epoch_end(epoch, record)
+        if stop or without_change >= settings.n_iter_no_change:
+            break
+    if best_model is not None:
+        trainer.model.load_state_dict(best_model[0])
+        trainer.model.graphical = type(trainer.model.graphical).from_state(best_model[1])
+    return history, bool(stop) or without_change >= settings.n_iter_no_change
+
+
+def _mean_bound(model: StructuredVAE, rows: Rows, noise: Tensor) -> float:
+    with torch.no_grad():
+        return float(model.elbo(rows, model.graphical.expected_params(), noise).bound.mean())
+
+
+def _check_finite(terms: ELBOTerms) -> None:
+    """Say which term failed and what to change."""
+    for name, value, advice in (
+        (
+            "reconstruction term E[log p(x|z)]",
+            terms.reconstruction,
+            "lower learning_rate_init, or check X for extreme values that the likelihood cannot "
+            "explain (likelihood='student_t' tolerates them)",
+        ),
+        (
+            "local KL term",
+            terms.posterior.local_kl,
+            "lower learning_rate_init, or raise covariance_prior or degrees_of_freedom_prior so "
+            "that no component can shrink to a point",
+        ),
+    ):
+        bad = ~torch.isfinite(value)
+        if bad.any():
+            raise ValueError(
+                f"Training diverged: the {name} of the objective is not finite for "
+                f"{int(bad.sum())} of {value.numel()} rows of a minibatch. What may help: {advice}."
+            )
