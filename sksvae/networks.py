@@ -6,6 +6,7 @@ nonlinear parts near zero, so that training starts from a linear model whose lat
 scale of the data ([P] app. A.5, [T] 6.1). Without hidden layers the linear model is all there is.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 
@@ -64,7 +65,7 @@ class MLP(nn.Module):
         self.gain = 2.0 if activation == "logistic" else 6.0  # as in MLPRegressor
         self.hidden = nn.ModuleList(
             nn.utils.skip_init(nn.Linear, n_in, n_out, dtype=dtype)
-            for n_in, n_out in zip(sizes[:-1], sizes[1:], strict=True)
+            for n_in, n_out in itertools.pairwise(sizes)
         )
         self.output = (
             nn.utils.skip_init(nn.Linear, sizes[-1], n_outputs, bias=False, dtype=dtype)
@@ -222,7 +223,9 @@ class Decoder(nn.Module):
         linear = (z @ self.skip).unsqueeze(-2)
         if n_outputs == 1:
             return outputs + linear
-        return outputs + torch.cat([linear, linear.new_zeros(*z.shape[:-1], n_outputs - 1, n_features)], -2)
+        return outputs + torch.cat(
+            [linear, linear.new_zeros(*z.shape[:-1], n_outputs - 1, n_features)], -2
+        )
 
     def reset(self, axes: Tensor, further_bias: Tensor, generator: torch.Generator) -> None:
         """Start from a linear decoder.

@@ -55,8 +55,8 @@ def test_changelog_opens_with_the_version():
     )
 
 
-def test_public_names_exist_and_are_sorted():
-    assert sksvae.__all__ == sorted(sksvae.__all__)
+def test_public_names_exist_once():
+    assert len(set(sksvae.__all__)) == len(sksvae.__all__)
     for name in sksvae.__all__:
         assert getattr(sksvae, name).__module__.startswith("sksvae.")
 

@@ -111,7 +111,7 @@ class BaseSVAE(
     ) -> None:
         """Stages one (in part) and two of the initialisation, before joint training."""
 
-    def _finish(self, model: StructuredVAE, rows: Rows) -> None:  # noqa: B027
+    def _finish(self, model: StructuredVAE, rows: Rows) -> None:
         """Last touches after joint training."""
 
     def _graphical_attributes(self, graphical: GraphicalModel) -> dict[str, np.ndarray]:
@@ -276,9 +276,11 @@ class BaseSVAE(
         if not first:
             load_optimizer(trainer.adam, self.optimizer_state_)
         record = _shift(trainer.pass_over(rows), scaling.log_jacobian(likelihood))
-        history = [] if first else [
-            EpochRecord(*values) for values in zip(*self.history_.values(), strict=True)
-        ]
+        history = (
+            []
+            if first
+            else [EpochRecord(*values) for values in zip(*self.history_.values(), strict=True)]
+        )
         result = FitResult(model, trainer, [*history, record], True, record.lower_bound)
         for name, value in self._fitted_attributes(scaling, result, seen).items():
             setattr(self, name, value)
@@ -332,9 +334,7 @@ class BaseSVAE(
         """First stage: a linear model on the principal axes, nonlinear parts near zero."""
         n_features = rows.observed.shape[1]
         latent_dim = self.latent_dim or min(n_features, _MAX_LATENT_DIM)
-        axes, noise, residuals = principal_axes(
-            rows.encoded.double().cpu().numpy(), latent_dim
-        )
+        axes, noise, residuals = principal_axes(rows.encoded.double().cpu().numpy(), latent_dim)
         like = rows.encoded
 
         def tensor(array: np.ndarray) -> Tensor:
@@ -364,9 +364,7 @@ class BaseSVAE(
         model.encoder.reset(tensor(axes), precision, generator)
         return model
 
-    def _split(
-        self, rows: Rows, random_state: np.random.RandomState
-    ) -> tuple[Rows, Rows | None]:
+    def _split(self, rows: Rows, random_state: np.random.RandomState) -> tuple[Rows, Rows | None]:
         """Training rows and, for early stopping, validation rows."""
         if not self.early_stopping:
             return rows, None
@@ -379,9 +377,7 @@ class BaseSVAE(
             )
         return rows.take(order[n_validation:]), rows.take(order[:n_validation])
 
-    def _final_bound(
-        self, model: StructuredVAE, rows: Rows, generator: torch.Generator
-    ) -> float:
+    def _final_bound(self, model: StructuredVAE, rows: Rows, generator: torch.Generator) -> float:
         """Bound on all training rows, per row, with fresh draws."""
         total = 0.0
         params = model.graphical.expected_params()

@@ -2,7 +2,6 @@
 """Structured VAE with a Gaussian mixture over its latents."""
 
 import copy
-import math
 from collections.abc import Callable
 from dataclasses import replace
 from numbers import Integral, Real
@@ -32,7 +31,148 @@ _VB_TOL = 1e-4  # nats per row
 class SVAEGaussianMixture(BaseSVAE):
     """Gaussian mixture over the latents of a variational autoencoder.
 
-    TODO
+    ``k ~ Cat(pi)``, ``z | k ~ N(mu_k, Sigma_k)``, ``x | z ~ p(x | decoder(z))``, with conjugate
+    priors on the mixture and its posterior q(theta) learned along with the networks, under one
+    bound ([1]_, [2]_ example 2). Inference per row is structured mean field, ``q(z) q(k)``, with
+    full covariances. Without hidden layers the model is a Bayesian Gaussian mixture on a linear
+    subspace with noise.
+
+    Read more in the :ref:`User Guide <mixture>`.
+
+    Parameters
+    ----------
+    n_components : int, default=1
+        Number of mixture components. With the default priors it is an upper bound: components
+        that the data do not need end with weights near zero.
+    latent_dim : int or None, default=None
+        Dimension of the latents; ``None`` means ``min(n_features, 10)``.
+    hidden_layer_sizes : array-like of int, default=(100,)
+        Hidden layers of the encoder, mirrored in the decoder. ``()`` makes both linear.
+    activation : {'identity', 'logistic', 'tanh', 'relu'}, default='relu'
+        Activation of the hidden layers.
+    likelihood : str or Likelihood, default='gaussian'
+        Observation model: ``'gaussian'`` (one learned variance per feature),
+        ``'gaussian_network'``, ``'student_t'``, ``'bernoulli'``, ``'poisson'``, ``'gamma'``, or an
+        instance from `sksvae.likelihoods`.
+    standardize : bool, default=True
+        Whether each feature is scaled to unit variance inside the model; if not, all share one
+        scale. Scores and samples are in the units of X either way.
+    weight_concentration_prior : float or None, default=None
+        Dirichlet concentration of each component; ``None`` means ``1 / n_components``. Smaller
+        values use fewer components.
+    mean_precision_prior : float or None, default=None
+        Pseudo-count of rows behind ``mean_prior``; ``None`` means 1.
+    mean_prior : array-like of shape (latent_dim,) or None, default=None
+        Prior mean of the components; ``None``: the mean of the latents.
+    degrees_of_freedom_prior : float or None, default=None
+        Degrees of freedom of the inverse Wishart, above ``latent_dim - 1``; ``None`` means
+        ``latent_dim``.
+    covariance_prior : array-like of shape (latent_dim, latent_dim) or None, default=None
+        Scale matrix of the inverse Wishart; ``None``: the covariance of the latents.
+    n_draws : int, default=1
+        Monte Carlo draws per row and training step.
+    beta : float, default=1.0
+        Weight of the local KL in training (beta-VAE). 1 is the bound itself.
+    capacity : float, default=0.0
+        Training penalises ``beta * |KL - capacity|``, in nats per row.
+    natural_gradient : {'unbiased', 'biased'}, default='unbiased'
+        Whether q(theta) follows the full natural gradient [2]_ or the one that ignores that the
+        local posterior moves with it [1]_. Training with ``beta`` or ``capacity`` uses the latter.
+    implicit_gradient : {'cg', 'richardson', 'none', 'unrolled'}, default='cg'
+        Gradient of the local fixed point: conjugate gradients, the Richardson iteration of [2]_,
+        no linear solve, or differentiation through all updates.
+    max_updates : int, default=50
+        Most block updates of the local posterior of a row.
+    n_starts : int, default=10
+        Starts of variational Bayes for the mixture in the initialisation.
+    pretraining_iter : int, default=30
+        Epochs with a single component before that, if there are hidden layers.
+    n_importance : int, default=64
+        Draws per row in `score_samples`.
+    learning_rate_init : float, default=0.005
+        Step size of Adam at the start; it falls to zero along a half cosine.
+    batch_size : int or 'auto', default='auto'
+        Rows per minibatch; ``'auto'`` means ``min(200, n_samples)``.
+    max_iter : int, default=200
+        Most epochs.
+    tol : float, default=1e-3
+        Improvement of the bound, in nats per row, below which an epoch counts as none.
+    n_iter_no_change : int, default=10
+        Epochs without improvement before training stops.
+    early_stopping : bool, default=False
+        Whether improvement is judged on held-out rows, and the best model on them kept.
+    validation_fraction : float, default=0.1
+        Share of rows held out for ``early_stopping``.
+    n_init : int, default=1
+        Runs from different seeds; the one with the best bound is kept.
+    warm_start : bool, default=False
+        Whether `fit` continues from the last fit.
+    total_samples : int or None, default=None
+        Size of the data set that `partial_fit` sees in pieces; ``None``: the rows seen so far.
+    device : str, default='cpu'
+        PyTorch device.
+    verbose : int, default=0
+        1 prints every tenth epoch, 2 every epoch.
+    random_state : int, RandomState instance or None, default=None
+        Source of randomness; an int makes fits repeatable.
+
+    Attributes
+    ----------
+    weights_ : ndarray of shape (n_components,)
+        Expected weights, in decreasing order.
+    means_ : ndarray of shape (n_components, latent_dim)
+        Expected means, in the latent space; `inverse_transform` decodes them.
+    covariances_ : ndarray of shape (n_components, latent_dim, latent_dim)
+        Inverses of the expected precisions.
+    lower_bound_ : float
+        Bound on the log evidence of the training rows, in nats per row and in the units of X.
+    lower_bounds_ : ndarray of shape (n_iter_,)
+        Bound in each epoch, as met in training.
+    history_ : dict of str to ndarray of shape (n_iter_,)
+        The bound and its terms in each epoch.
+    n_iter_ : int
+        Epochs that were run.
+    converged_ : bool
+        Whether training stopped before `max_iter`.
+    latent_dim_ : int
+        Dimension of the latents.
+    location_, scale_ : ndarray of shape (n_features,)
+        Standardisation of the features on the link scale.
+    model_state_, optimizer_state_ : dict of str to ndarray
+        Everything learned, as arrays.
+    n_samples_seen_ : int
+        Rows that the model was trained on.
+    n_features_in_ : int
+        Number of features.
+    feature_names_in_ : ndarray of shape (n_features_in_,)
+        Names of the features, if X had names that are all strings.
+
+    See Also
+    --------
+    VAE : The same networks with a standard normal prior.
+    sklearn.mixture.BayesianGaussianMixture : The mixture without networks.
+
+    Notes
+    -----
+    Compare ``n_components``, ``latent_dim`` and other choices by ``lower_bound_``, or by `score`
+    on held-out rows.
+
+    References
+    ----------
+    .. [1] Johnson, Duvenaud, Wiltschko, Datta and Adams, "Composing graphical models with neural
+       networks for structured representations and fast inference", NeurIPS 2016.
+    .. [2] Bendekgey, Hope and Sudderth, "Unbiased learning of deep generative models with
+       structured discrete representations", NeurIPS 2023.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from sksvae import SVAEGaussianMixture
+    >>> X = load_iris().data
+    >>> mixture = SVAEGaussianMixture(3, latent_dim=2, max_iter=30, tol=0.1, random_state=0)
+    >>> labels = mixture.fit_predict(X)
+    >>> labels.shape, mixture.means_.shape
+    ((150,), (3, 2))
     """
 
     _parameter_constraints: dict = {
@@ -216,10 +356,7 @@ class SVAEGaussianMixture(BaseSVAE):
         )
 
     def _finish(self, model: StructuredVAE, rows: Rows) -> None:
-        """Fit q(theta) to the final networks, then order components by weight."""
-        fit_mixture(
-            model.graphical, _potentials(model, rows), model.settings, max_iter=20, tol=_VB_TOL
-        )
+        """Order components by weight."""
         weights = model.graphical.posterior.weights.concentration
         model.graphical = model.graphical.select(weights.argsort(descending=True, stable=True))
 

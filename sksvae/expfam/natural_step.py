@@ -12,11 +12,10 @@ unbiased gradient [P, app. F] can make happen.
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from sksvae.expfam.dirichlet import Dirichlet, DirichletNatural, DirichletParams
 from sksvae.expfam.mniw import MNIW, MNIWNatural, MNIWParams
-from sksvae.expfam.niw import NIW, NIWNatural, NIWParams, _drop, _lift
+from sksvae.expfam.niw import NIW, NIWParams, _drop, _lift
 from sksvae.expfam.numerics import symmetrize
 
 _MAX_HALVINGS = 40
@@ -51,7 +50,7 @@ def natural_step(
 
     References
     ----------
-    Hoffman, Blei, Wang and Paisley (2013), section 2.4; Bendekgey, Hope and Sudderth (2023), app. F.
+    Hoffman, Blei, Wang and Paisley (2013), section 2.4; Bendekgey et al. (2023), appendix F.
 
     Examples
     --------

@@ -45,6 +45,16 @@ class Posterior:
         Rounds of block updates that inference took.
     converged : Tensor of shape (n_rows,)
         Whether they met the tolerance.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sksvae.graphical import Potentials, StandardNormalModel
+    >>> from sksvae.inference import FixedPointSettings
+    >>> evidence = Potentials(torch.tensor([[3.0]]), torch.tensor([[2.0]]))
+    >>> posterior = StandardNormalModel(1).infer(evidence, (), FixedPointSettings())
+    >>> posterior.draw(torch.zeros(1, 1, 1))
+    tensor([[[1.]]])
     """
 
     mean: Tensor

@@ -252,9 +252,7 @@ class GaussianMixtureModel(GraphicalModel):
             )
         )
         self.posterior = MixturePrior(
-            natural_step(
-                _DIRICHLET, self.posterior.weights, DirichletNatural(*weights), step_size
-            ),
+            natural_step(_DIRICHLET, self.posterior.weights, DirichletNatural(*weights), step_size),
             natural_step(_NIW, self.posterior.components, NIWNatural(*components), step_size),
         )
 
@@ -352,9 +350,7 @@ class GaussianMixtureModel(GraphicalModel):
         return cls(read("prior"), read("posterior"))
 
 
-def _unrolled(
-    update, start: Tensor, settings: FixedPointSettings
-) -> tuple[Tensor, FixedPoint]:
+def _unrolled(update, start: Tensor, settings: FixedPointSettings) -> tuple[Tensor, FixedPoint]:
     """Differentiate through all rounds, for as many as the slowest row needs."""
     end = solve_fixed_point(update, start, settings.max_updates, settings.tol)
     point = start

@@ -264,9 +264,7 @@ def test_state_round_trip_and_selection():
     order = torch.tensor([2, 0, 3, 1])
     permuted = model.select(order)
     settings = FixedPointSettings()
-    a, b, c = (
-        m.infer(potentials, m.expected_params(), settings) for m in (model, again, permuted)
-    )
+    a, b, c = (m.infer(potentials, m.expected_params(), settings) for m in (model, again, permuted))
     assert torch.equal(a.responsibilities, b.responsibilities)
     torch.testing.assert_close(a.responsibilities[:, order], c.responsibilities)
 
@@ -286,6 +284,4 @@ def test_float32_agrees_with_float64():
 def test_non_finite_potentials_are_an_error():
     model, (r, R) = random_model(), random_potentials()
     with pytest.raises(torch.linalg.LinAlgError, match="not positive definite"):
-        model.infer(
-            Potentials(r, R * float("nan")), model.expected_params(), FixedPointSettings()
-        )
+        model.infer(Potentials(r, R * float("nan")), model.expected_params(), FixedPointSettings())
