@@ -22,7 +22,9 @@ from sksvae.graphical import GaussianMixtureModel, MixturePrior, Posterior, Pote
 from sksvae.inference import FixedPointSettings
 
 _SEARCH_ROWS = 10_000  # rows used to compare starts
-_MIN_NOISE = 1e-4  # least noise variance at the start, for standardised features
+# Least noise variance at the start, for standardised features. Where the latents could explain the
+# data exactly, a noise level well above zero lets training bend them first (see noise_rate).
+_MIN_NOISE = 0.05
 
 
 class PrincipalAxes(NamedTuple):
@@ -31,16 +33,17 @@ class PrincipalAxes(NamedTuple):
     Parameters
     ----------
     axes : ndarray of shape (n_features, latent_dim)
-        Orthonormal columns; zero columns where latent_dim exceeds the rank.
+        Orthonormal columns, then zero columns where latent_dim exceeds n_features.
     noise_variance : float
-        Mean variance outside the subspace (maximum likelihood of probabilistic PCA).
-    residuals : ndarray of shape (n_rows, n_features)
-        What the subspace leaves of each row.
+        Mean variance per direction outside the subspace (maximum likelihood of probabilistic
+        PCA), but no less than a floor.
+    residual_variances : ndarray of shape (n_features,)
+        Variance that the subspace leaves of each feature, raised along with ``noise_variance``.
     """
 
     axes: np.ndarray
     noise_variance: float
-    residuals: np.ndarray
+    residual_variances: np.ndarray
 
 
 def principal_axes(X: np.ndarray, latent_dim: int) -> PrincipalAxes:
@@ -75,12 +78,12 @@ def principal_axes(X: np.ndarray, latent_dim: int) -> PrincipalAxes:
     axes = vectors[:, order]
     largest = axes[np.abs(axes).argmax(0), np.arange(axes.shape[1])]
     axes = axes * np.where(largest < 0, -1.0, 1.0)
-    residuals = X - X @ axes @ axes.T
+    left = np.mean((X - X @ axes @ axes.T) ** 2, axis=0)
     n_left = n_features - axes.shape[1]
-    noise = float((residuals**2).sum() / (X.shape[0] * n_left)) if n_left else 0.0
+    noise = float(left.sum() / n_left) if n_left else 0.0
     if axes.shape[1] < latent_dim:
         axes = np.pad(axes, ((0, 0), (0, latent_dim - axes.shape[1])))
-    return PrincipalAxes(axes, max(noise, _MIN_NOISE), residuals)
+    return PrincipalAxes(axes, max(noise, _MIN_NOISE), left + max(_MIN_NOISE - noise, 0.0))
 
 
 def fit_mixture(

@@ -207,5 +207,8 @@ def _control_variate(potentials: Potentials, posterior: Posterior, draws: Tensor
     differentiation [P, app. C]. Potentials are held fixed: their own gradient cancels exactly.
     """
     r, R = (field.detach() for field in potentials)
-    second = posterior.covariance.diagonal(dim1=-2, dim2=-1) + posterior.mean.square()
-    return (r * (draws - posterior.mean) - 0.5 * R * (draws.square() - second)).sum(-1)
+    variance = posterior.covariance.diagonal(dim1=-2, dim2=-1)
+    # Written about the posterior mean: squares of latents themselves would cancel in float32.
+    deviation = draws - posterior.mean
+    linear = (r - R * posterior.mean) * deviation
+    return (linear - 0.5 * R * (deviation.square() - variance)).sum(-1)

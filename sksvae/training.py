@@ -3,6 +3,7 @@
 
 import copy
 import math
+from collections import deque
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
@@ -37,8 +38,13 @@ class TrainingSettings:
         A full step is exact for the conjugate part of the bound only. The remaining part, which
         the unbiased gradient adds, has curvature of its own: at a rate of 1 it was seen to empty
         components within an epoch, at 0.1 to raise the bound steadily.
+    noise_rate : float
+        Learning rate of the likelihood's own parameters, relative to the networks. Noise that
+        shrinks slowly keeps the posteriors wide for long, in which time the networks can still
+        bend the latent space; once it is small, bending costs too much likelihood on the way.
     tol : float
-        Least improvement of the bound, in nats per row, that counts as one.
+        Least improvement of the bound, in nats per row, that counts as one. It is the mean over
+        the last ``n_iter_no_change`` epochs that has to improve, since single epochs are noisy.
     n_iter_no_change : int
         Epochs without such an improvement before training stops.
     """
@@ -52,6 +58,7 @@ class TrainingSettings:
     capacity: float = 0.0
     unbiased: bool = True
     natural_rate: float = 0.1
+    noise_rate: float = 0.3
     tol: float = 1e-3
     n_iter_no_change: int = 10
 
@@ -107,14 +114,27 @@ class Trainer:
         self.n_rows = n_rows
         self.settings = settings
         self.generator = generator
-        parameters = list(model.parameters())
-        self.adam = torch.optim.Adam(parameters, lr=settings.learning_rate, fused=True)
+        groups = [
+            {"params": list(parameters), "lr": rate, "initial_lr": rate}
+            for parameters, rate in (
+                (
+                    (*model.encoder.parameters(), *model.decoder.parameters()),
+                    settings.learning_rate,
+                ),
+                (
+                    model.likelihood_params.parameters(),
+                    settings.noise_rate * settings.learning_rate,
+                ),
+            )
+        ]
+        self.adam = torch.optim.Adam(groups, fused=True)
 
     def set_progress(self, fraction: float) -> None:
         """Set the learning rate for a point of training between 0 and 1."""
         if self.settings.anneal:
             factor = 0.5 * (1.0 + math.cos(math.pi * min(fraction, 1.0)))
-            self.adam.param_groups[0]["lr"] = self.settings.learning_rate * factor
+            for group in self.adam.param_groups:
+                group["lr"] = group["initial_lr"] * factor
 
     def noise(self, n_rows: int) -> Tensor:
         """Standard normal numbers for the draws of a batch."""
@@ -135,18 +155,21 @@ class Trainer:
         Returns
         -------
         ELBOTerms
-            The terms before the step, detached.
+            The terms before the step.
 
         Raises
         ------
         ValueError
-            If a term of the objective is not finite.
+            If a term of the objective is not finite, or inference or the step fails.
         """
         settings, graphical = self.settings, self.model.graphical
         params = graphical.expected_params()
         unbiased = settings.unbiased and settings.beta == 1.0 and settings.capacity == 0.0
         inputs = params if unbiased else tuple(p.detach() for p in params)
-        terms = self.model.elbo(rows, inputs, self.noise(len(rows)))
+        try:
+            terms = self.model.elbo(rows, inputs, self.noise(len(rows)))
+        except torch.linalg.LinAlgError as error:
+            raise _diverged(f"local inference failed, since {error}", _KL_ADVICE) from error
         _check_finite(terms)
         local_kl = terms.posterior.local_kl.mean()
         penalty = local_kl
@@ -161,7 +184,10 @@ class Trainer:
         else:
             scale = self.n_rows / len(rows)
             gradient = [scale * s for s in graphical.total_stats(terms.posterior)]
-        graphical.natural_step(gradient, step_size)
+        try:
+            graphical.natural_step(gradient, step_size)
+        except ValueError as error:
+            raise _diverged(f"q(theta) cannot move, since {error}", _KL_ADVICE) from error
         return terms
 
     def pass_over(self, rows: Rows, fraction: float = 0.0, length: float = 0.0) -> EpochRecord:
@@ -190,11 +216,50 @@ class Trainer:
             terms = self.step(rows.take(batch), min(1.0, self.settings.natural_rate * share))
             reconstruction += float(terms.reconstruction.detach().sum())
             local_kl += float(terms.posterior.local_kl.detach().sum())
+        _check_networks(self.model)
         reconstruction, local_kl = reconstruction / len(rows), local_kl / len(rows)
         global_kl = float(self.model.graphical.prior_kl()) / self.n_rows
         return EpochRecord(
             reconstruction - local_kl - global_kl, reconstruction, local_kl, global_kl
         )
+
+
+class Plateau:
+    """Tells when a noisy sequence of bounds has stopped rising.
+
+    Parameters
+    ----------
+    tol : float
+        Least improvement of the running mean that counts as one.
+    n_iter_no_change : int
+        Length of the running mean, and the number of values without an improvement that make a
+        plateau.
+
+    Examples
+    --------
+    >>> from sksvae.training import Plateau
+    >>> plateau = Plateau(tol=0.1, n_iter_no_change=2)
+    >>> [plateau.reached(bound) for bound in [1.0, 2.0, 2.0, 2.0, 2.0]]
+    [False, False, False, False, True]
+    """
+
+    def __init__(self, tol: float, n_iter_no_change: int) -> None:
+        self.tol = tol
+        self.recent: deque[float] = deque(maxlen=n_iter_no_change)
+        self.best = -math.inf
+        self.without_change = 0
+
+    def reached(self, bound: float) -> bool:
+        """Take the next value and say whether the plateau is reached."""
+        self.recent.append(bound)
+        if len(self.recent) < self.recent.maxlen:
+            return False
+        mean = sum(self.recent) / len(self.recent)
+        if mean > self.best + self.tol:
+            self.best, self.without_change = mean, 0
+        else:
+            self.without_change += 1
+        return self.without_change >= self.recent.maxlen
 
 
 def run_training(
@@ -226,7 +291,8 @@ def run_training(
     """
     settings = trainer.settings
     history: list[EpochRecord] = []
-    best, best_model, without_change = -math.inf, None, 0
+    plateau = Plateau(settings.tol, settings.n_iter_no_change)
+    best, best_model = -math.inf, None
     validation_noise = None if validation is None else trainer.noise(len(validation))
     for epoch in range(settings.max_iter):
         record = trainer.pass_over(rows, epoch / settings.max_iter, 1 / settings.max_iter)
@@ -235,8 +301,7 @@ def run_training(
             judged = _mean_bound(trainer.model, validation, validation_noise) - record.global_kl
             record = EpochRecord(**{**asdict(record), "validation_bound": judged})
         history.append(record)
-        improved = judged > best + settings.tol
-        without_change = 0 if improved else without_change + 1
+        converged = plateau.reached(judged)
         if judged > best:
             best = judged
             if validation is not None:
@@ -245,12 +310,12 @@ def run_training(
                     trainer.model.graphical.state(),
                 )
         stop = on_epoch_end(epoch, record)
-        if stop or without_change >= settings.n_iter_no_change:
+        if stop or converged:
             break
     if best_model is not None:
         trainer.model.load_state_dict(best_model[0])
         trainer.model.graphical = type(trainer.model.graphical).from_state(best_model[1])
-    return history, bool(stop) or without_change >= settings.n_iter_no_change
+    return history, bool(stop) or converged
 
 
 def _mean_bound(model: StructuredVAE, rows: Rows, noise: Tensor) -> float:
@@ -258,25 +323,38 @@ def _mean_bound(model: StructuredVAE, rows: Rows, noise: Tensor) -> float:
         return float(model.elbo(rows, model.graphical.expected_params(), noise).bound.mean())
 
 
-def _check_finite(terms: ELBOTerms) -> None:
+_RECONSTRUCTION_ADVICE = (
+    "lower learning_rate_init, or check X for extreme values that the likelihood cannot explain "
+    "(likelihood='student_t' tolerates them)"
+)
+_KL_ADVICE = (
+    "lower learning_rate_init, or raise covariance_prior or degrees_of_freedom_prior so that no "
+    "component can shrink to a point"
+)
+
+
+def _diverged(what: str, advice: str) -> ValueError:
     """Say which term failed and what to change."""
+    return ValueError(f"Training diverged: {what.rstrip('.')}. What may help: {advice}.")
+
+
+def _check_finite(terms: ELBOTerms) -> None:
     for name, value, advice in (
-        (
-            "reconstruction term E[log p(x|z)]",
-            terms.reconstruction,
-            "lower learning_rate_init, or check X for extreme values that the likelihood cannot "
-            "explain (likelihood='student_t' tolerates them)",
-        ),
-        (
-            "local KL term",
-            terms.posterior.local_kl,
-            "lower learning_rate_init, or raise covariance_prior or degrees_of_freedom_prior so "
-            "that no component can shrink to a point",
-        ),
+        ("reconstruction term E[log p(x|z)]", terms.reconstruction, _RECONSTRUCTION_ADVICE),
+        ("local KL term", terms.posterior.local_kl, _KL_ADVICE),
     ):
         bad = ~torch.isfinite(value)
         if bad.any():
-            raise ValueError(
-                f"Training diverged: the {name} of the objective is not finite for "
-                f"{int(bad.sum())} of {value.numel()} rows of a minibatch. What may help: {advice}."
+            raise _diverged(
+                f"the {name} of the objective is not finite for {int(bad.sum())} of "
+                f"{value.numel()} rows of a minibatch",
+                advice,
             )
+
+
+def _check_networks(model: StructuredVAE) -> None:
+    """The objective is that before a step; the last step of all may still spoil the weights."""
+    for name, value in model.named_parameters():
+        if not torch.isfinite(value.square().sum()):
+            largest = float(value.detach().abs().max())
+            raise _diverged(f"{name} grew to {largest:.3g}", _RECONSTRUCTION_ADVICE)

@@ -26,6 +26,11 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
 from sksvae.estimators.scaling import Scaling
+from sksvae.estimators.validation import (
+    checked_device,
+    checked_layer_sizes,
+    unchanged_on_error,
+)
 from sksvae.graphical import GraphicalModel, Posterior
 from sksvae.inference import FixedPointSettings
 from sksvae.initialization import principal_axes
@@ -44,6 +49,7 @@ from sksvae.training import EpochRecord, Trainer, TrainingSettings, run_training
 
 _CHUNK = 4096  # rows that are in memory at a time outside training
 _MAX_LATENT_DIM = 10  # of latent_dim=None
+_MAX_FALL = 10.0  # nats per row that noise and the end of pre-training do not explain
 _SEED_BOUND = np.iinfo(np.int32).max
 
 
@@ -93,6 +99,14 @@ class BaseSVAE(
         "random_state": ["random_state"],
     }
     _graphical_name: str
+    # Parameters that fix the shape of the model: what was fitted with one of them cannot go on
+    # with another.
+    _architecture_names: tuple[str, ...] = (
+        "latent_dim",
+        "hidden_layer_sizes",
+        "activation",
+        "likelihood",
+    )
 
     # ---- hooks ----
 
@@ -122,6 +136,10 @@ class BaseSVAE(
         """Epochs that `_initialize` reports."""
         return 0
 
+    def _min_rows(self) -> int:
+        """Fewest training rows that `_initialize` can do with."""
+        return 1
+
     def _fixed_point_settings(self) -> FixedPointSettings:
         """How local inference is iterated."""
         return FixedPointSettings()
@@ -130,6 +148,7 @@ class BaseSVAE(
 
     @_fit_context(prefer_skip_nested_validation=True)
     @with_callbacks
+    @unchanged_on_error
     def fit(self, X, y=None):
         """Fit the model.
 
@@ -149,52 +168,49 @@ class BaseSVAE(
         ------
         ValueError
             If X or a parameter is not valid, or training diverges. The message says what to
-            change; nothing fitted is left behind.
+            change; what an earlier fit left stays as it was.
         """
-        X, likelihood = self._check_training_data(X, reset=not self._continues())
+        data, likelihood = self._check_training_data(X, reset=not self._continues())
         random_state = check_random_state(self.random_state)
-        n_runs = 1 if self._continues() else self.n_init
+        n_runs, n_initial = self.n_init, self._n_initial_epochs()
+        if self._continues():
+            n_runs, n_initial = 1, 0
+        # Callbacks get X as it came: with its feature names, a scorer warns of nothing.
+        told = {"estimator": self, "X": X, "y": y}
         context = self._init_callback_context(max_subtasks=n_runs)
-        context.call_on_fit_task_begin(estimator=self, X=X, y=y)
+        context.call_on_fit_task_begin(**told)
         best = None
         for run in range(n_runs):
             seed = random_state.randint(_SEED_BOUND)
             run_context = context.subcontext(
-                task_name="run", max_subtasks=self._n_initial_epochs() + self.max_iter
+                task_name="run", max_subtasks=n_initial + self.max_iter
             )
-            run_context.call_on_fit_task_begin(estimator=self, X=X, y=y)
-            scaling, result = self._run(X, y, likelihood, seed, run, run_context)
+            run_context.call_on_fit_task_begin(**told)
+            scaling, result = self._run(data, likelihood, seed, run, run_context, told)
             if best is None or result.lower_bound > best[1].lower_bound:
                 best = scaling, result
-            run_context.call_on_fit_task_end(estimator=self, X=X, y=y)
-        for name, value in self._fitted_attributes(*best, X.shape[0]).items():
+            if run_context.call_on_fit_task_end(**told):
+                break
+        for name, value in self._fitted_attributes(*best, data.shape[0]).items():
             setattr(self, name, value)
-        if not self.converged_:
-            warnings.warn(
-                f"Training stopped at max_iter={self.max_iter} epochs before the bound converged. "
-                "Increase max_iter, or raise tol.",
-                ConvergenceWarning,
-                stacklevel=2,
-            )
+        self._warn_of_poor_training()
         context.call_on_fit_task_end(
-            estimator=self,
-            X=X,
-            y=y,
-            reconstruction_attributes=lambda: self._fitted_attributes(*best, X.shape[0]),
+            **told,
+            reconstruction_attributes=lambda: self._fitted_attributes(*best, data.shape[0]),
         )
         return self
 
     def _continues(self) -> bool:
         return self.warm_start and hasattr(self, "model_state_")
 
-    def _run(self, X, y, likelihood, seed, run, context) -> tuple[Scaling, FitResult]:
+    def _run(self, X, likelihood, seed, run, context, told) -> tuple[Scaling, FitResult]:
         """One run of all stages, from one seed."""
         random_state = np.random.RandomState(seed)
-        generator = torch.Generator(device=self._checked_device()).manual_seed(seed)
+        generator = torch.Generator(device=self.device).manual_seed(seed)
         if self._continues():
             scaling = Scaling(self.location_, self.scale_)
             rows = scaling.rows(X, likelihood, self.device)
-            model = self._rebuild()
+            model = self._rebuild(to_train=True)
         else:
             scaling = Scaling.of(likelihood.working_features(X), self.standardize)
             rows = scaling.rows(X, likelihood, self.device)
@@ -203,38 +219,42 @@ class BaseSVAE(
         trainer = Trainer(model, len(training), self._training_settings(len(training)), generator)
         log_jacobian = scaling.log_jacobian(likelihood)
         history: list[EpochRecord] = []
+        stopped = False
 
         def report(_: int, record: EpochRecord) -> bool:
             """Tell the user and the callbacks about an epoch."""
+            nonlocal stopped
             record = _shift(record, log_jacobian)
             history.append(record)
             self._print(run, len(history), record)
             epoch = context.subcontext(task_name="epoch")
-            epoch.call_on_fit_task_begin(estimator=self, X=X, y=y)
-            return epoch.call_on_fit_task_end(
-                estimator=self,
-                X=X,
-                y=y,
+            epoch.call_on_fit_task_begin(**told)
+            stopped = epoch.call_on_fit_task_end(
+                **told,
                 reconstruction_attributes=lambda: self._fitted_attributes(
                     scaling,
                     FitResult(model, trainer, history, False, record.lower_bound),
                     X.shape[0],
                 ),
             )
+            return stopped
 
         if not self._continues():
             self._initialize(model, training, generator, random_state, report)
-        _, converged = run_training(trainer, training, validation, report)
+        # A callback that stops the first epochs, of the initialisation, means all of them.
+        converged = stopped or run_training(trainer, training, validation, report)[1]
         self._finish(model, training)
         lower_bound = self._final_bound(model, training, generator) + log_jacobian
         return scaling, FitResult(model, trainer, history, converged, lower_bound)
 
     @_fit_context(prefer_skip_nested_validation=True)
+    @unchanged_on_error
     def partial_fit(self, X, y=None):
         """Take one pass of training steps over a batch of rows.
 
         The first call initialises the model on its rows, which should therefore be typical and
-        at least as many as for `fit`. Later calls continue, with the standardisation of the first.
+        at least as many as for `fit`. Later calls continue, with the standardisation of the first,
+        and components keep the labels that the first call gave them.
 
         Parameters
         ----------
@@ -258,17 +278,19 @@ class BaseSVAE(
         random_state = check_random_state(self.random_state)
         seen = 0 if first else self.n_samples_seen_
         seed = (random_state.randint(_SEED_BOUND) + seen) % _SEED_BOUND
-        generator = torch.Generator(device=self._checked_device()).manual_seed(seed)
+        generator = torch.Generator(device=self.device).manual_seed(seed)
         if first:
             scaling = Scaling.of(likelihood.working_features(X), self.standardize)
             rows = scaling.rows(X, likelihood, self.device)
             model = self._initial_model(rows, scaling, likelihood, generator)
             start = np.random.RandomState(seed)
             self._initialize(model, rows, generator, start, lambda *_: False)
+            # Once only: later calls must not exchange labels.
+            self._finish(model, rows)
         else:
             scaling = Scaling(self.location_, self.scale_)
             rows = scaling.rows(X, likelihood, self.device)
-            model = self._rebuild()
+            model = self._rebuild(to_train=True)
         seen += X.shape[0]
         total = max(self.total_samples or 0, seen)
         settings = self._training_settings(len(rows), anneal=False)
@@ -288,30 +310,61 @@ class BaseSVAE(
 
     # ---- pieces of a fit ----
 
+    def _warn_of_poor_training(self) -> None:
+        bound_is_objective = self.beta == 1 and self.capacity == 0
+        if bound_is_objective and self.lower_bound_ < self.lower_bounds_[0] - _MAX_FALL:
+            message = (
+                f"The bound fell in training, from {self.lower_bounds_[0]:.4g} to "
+                f"{self.lower_bound_:.4g} nats per row. Lower "
+                f"learning_rate_init={self.learning_rate_init}."
+            )
+        elif not self.converged_:
+            message = (
+                f"Training stopped at max_iter={self.max_iter} epochs before the bound converged. "
+                "Increase max_iter, or raise tol."
+            )
+        else:
+            return
+        # The level is that of the line that called fit, past the decorators.
+        warnings.warn(message, ConvergenceWarning, stacklevel=6)
+
     def _check_training_data(self, X, reset: bool) -> tuple[np.ndarray, Likelihood]:
+        checked_device(self.device)
         likelihood = get_likelihood(self.likelihood)
-        X = validate_data(
-            self, X, reset=reset, dtype=[np.float64, np.float32], ensure_min_samples=2
-        )
+        architecture = self._architecture()
+        if not reset:
+            self._check_unchanged(architecture)
+        X = self._validated(X, reset, ensure_min_samples=2 if reset else 1)
         likelihood.validate(X)
         return X, likelihood
 
-    def _checked_device(self) -> torch.device:
+    def _validated(self, X, reset: bool, **options) -> np.ndarray:
+        """X as an array, in the type that the model computes in."""
+        dtype = [np.float64, np.float32] if reset else self.location_.dtype
         try:
-            device = torch.device(self.device)
-            torch.empty(0, device=device)
-        except (RuntimeError, AssertionError) as error:
+            # One layout, so that a DataFrame and its array give equal sums to the bit.
+            return validate_data(self, X, reset=reset, dtype=dtype, order="C", **options)
+        except ValueError as error:
+            if "could not convert" not in str(error):
+                raise
             raise ValueError(
-                f"device={self.device!r} is not available to PyTorch here: {error}. "
-                "device='cpu' always is."
+                f"X must hold numbers, but {error}. Encode text and categories as numbers, or "
+                "leave them out."
             ) from error
-        return device
 
-    def _hidden(self) -> tuple[int, ...]:
-        sizes = tuple(int(size) for size in np.atleast_1d(self.hidden_layer_sizes))
-        if any(size < 1 for size in sizes):
-            raise ValueError(f"hidden_layer_sizes must be positive, got {sizes}.")
-        return sizes
+    def _architecture(self) -> dict:
+        """Values of the parameters that fix the shape of the model."""
+        values = {name: getattr(self, name) for name in self._architecture_names}
+        return values | {"hidden_layer_sizes": checked_layer_sizes(self.hidden_layer_sizes)}
+
+    def _check_unchanged(self, architecture: dict) -> None:
+        for name, value in self.architecture_.items():
+            if architecture[name] != value:
+                raise ValueError(
+                    f"{name}={architecture[name]!r} does not go with the last fit, which had "
+                    f"{name}={value!r} and is to be continued. Set it back, or fit anew: with "
+                    "warm_start=False, or in place of partial_fit."
+                )
 
     def _training_settings(self, n_rows: int, anneal: bool = True) -> TrainingSettings:
         batch_size = min(200, n_rows) if self.batch_size == "auto" else min(self.batch_size, n_rows)
@@ -328,13 +381,16 @@ class BaseSVAE(
             n_iter_no_change=self.n_iter_no_change,
         )
 
+    def _checked_latent_dim(self, n_features: int) -> int:
+        return self.latent_dim or min(n_features, _MAX_LATENT_DIM)
+
     def _initial_model(
         self, rows: Rows, scaling: Scaling, likelihood: Likelihood, generator: torch.Generator
     ) -> StructuredVAE:
         """First stage: a linear model on the principal axes, nonlinear parts near zero."""
         n_features = rows.observed.shape[1]
-        latent_dim = self.latent_dim or min(n_features, _MAX_LATENT_DIM)
-        axes, noise, residuals = principal_axes(rows.encoded.double().cpu().numpy(), latent_dim)
+        latent_dim = self._checked_latent_dim(n_features)
+        axes, noise, left = principal_axes(rows.encoded.double().cpu().numpy(), latent_dim)
         like = rows.encoded
 
         def tensor(array: np.ndarray) -> Tensor:
@@ -344,7 +400,7 @@ class BaseSVAE(
         model = StructuredVAE(
             n_features,
             latent_dim,
-            self._hidden(),
+            checked_layer_sizes(self.hidden_layer_sizes),
             self.activation,
             likelihood,
             graphical,
@@ -352,10 +408,9 @@ class BaseSVAE(
             tensor(scaling.scale),
             self._fixed_point_settings(),
         ).to(like.device)
-        if likelihood.standardizes:
-            working = tensor(residuals)
-        else:
-            working = tensor(residuals * scaling.scale)
+        # Two rows with the variances that the linear model leaves, in the units of the likelihood.
+        deviations = np.sqrt(left) * (1.0 if likelihood.standardizes else scaling.scale)
+        working = tensor(np.stack([deviations, -deviations]))
         for name, value in likelihood.init_params(working, n_features, like.dtype).items():
             model.likelihood_params[name].data.copy_(value)
         further = likelihood.init_outputs(n_features, working, like.dtype)
@@ -370,10 +425,12 @@ class BaseSVAE(
             return rows, None
         order = torch.as_tensor(random_state.permutation(len(rows)), device=rows.observed.device)
         n_validation = math.ceil(self.validation_fraction * len(rows))
-        if n_validation >= len(rows):
+        n_training = len(rows) - n_validation
+        if n_training < self._min_rows():
             raise ValueError(
-                f"validation_fraction={self.validation_fraction} leaves no training row of "
-                f"{len(rows)} samples."
+                f"early_stopping=True with validation_fraction={self.validation_fraction} leaves "
+                f"{n_training} of {len(rows)} samples for training, and at least "
+                f"{self._min_rows()} are needed. Pass more rows or lower validation_fraction."
             )
         return rows.take(order[n_validation:]), rows.take(order[:n_validation])
 
@@ -391,7 +448,13 @@ class BaseSVAE(
                     device=chunk.encoded.device,
                 )
                 total += float(model.elbo(chunk, params, noise).bound.sum())
-        return (total - float(model.graphical.prior_kl())) / len(rows)
+        bound = (total - float(model.graphical.prior_kl())) / len(rows)
+        if not math.isfinite(bound):
+            raise ValueError(
+                f"Training diverged: at its end the bound is {bound}. What may help: lower "
+                f"learning_rate_init={self.learning_rate_init}."
+            )
+        return bound
 
     def _fitted_attributes(self, scaling: Scaling, result: FitResult, n_seen: int) -> dict:
         """Everything that a fit leaves on the estimator."""
@@ -399,6 +462,7 @@ class BaseSVAE(
         return {
             "location_": scaling.location,
             "scale_": scaling.scale,
+            "architecture_": self._architecture(),
             "model_state_": model_to_arrays(result.model),
             "optimizer_state_": optimizer_to_arrays(result.trainer.adam),
             "latent_dim_": result.model.graphical.latent_dim,
@@ -424,26 +488,32 @@ class BaseSVAE(
 
     # ---- after the fit ----
 
-    def _rebuild(self) -> StructuredVAE:
+    def _rebuild(self, to_train: bool = False) -> StructuredVAE:
         architecture = Architecture(
             n_features=self.n_features_in_,
             latent_dim=self.latent_dim_,
-            hidden_layer_sizes=self._hidden(),
-            activation=self.activation,
-            likelihood=get_likelihood(self.likelihood),
+            hidden_layer_sizes=self.architecture_["hidden_layer_sizes"],
+            activation=self.architecture_["activation"],
+            likelihood=self._fitted_likelihood(),
             graphical=self._graphical_name,
             settings=self._fixed_point_settings(),
-            device=str(self._checked_device()),
+            device=str(checked_device(self.device)),
         )
-        return model_from_arrays(self.model_state_, architecture)
+        state = self.model_state_
+        if to_train:
+            # The model shares memory with its arrays, which may be a file, and training can fail.
+            state = {name: array.copy() for name, array in state.items()}
+        return model_from_arrays(state, architecture)
+
+    def _fitted_likelihood(self) -> Likelihood:
+        return get_likelihood(self.architecture_["likelihood"])
 
     def _checked_rows(self, X) -> tuple[np.ndarray, Likelihood]:
         check_is_fitted(self)
-        X = validate_data(self, X, reset=False, dtype=[np.float64, np.float32])
-        likelihood = get_likelihood(self.likelihood)
+        X = self._validated(X, reset=False)
+        likelihood = self._fitted_likelihood()
         likelihood.validate(X)
-        # The model computes in the type that it was fitted in.
-        return X.astype(self.location_.dtype, copy=False), likelihood
+        return X, likelihood
 
     def _chunks(self, X) -> Iterator[tuple[StructuredVAE, Rows]]:
         """Validated rows, a bounded number at a time."""
@@ -452,7 +522,20 @@ class BaseSVAE(
         model = self._rebuild()
         with torch.no_grad():
             for start in range(0, X.shape[0], _CHUNK):
-                yield model, scaling.rows(X[start : start + _CHUNK], likelihood, self.device)
+                rows = scaling.rows(X[start : start + _CHUNK], likelihood, self.device)
+                self._check_reach(X, rows, start)
+                yield model, rows
+
+    def _check_reach(self, X: np.ndarray, rows: Rows, start: int) -> None:
+        """Squares of what the encoder sees must not overflow, times the largest precision."""
+        distance = rows.encoded.abs()
+        if distance.max() > 1e-7 * math.sqrt(torch.finfo(distance.dtype).max):
+            row, column = divmod(int(distance.argmax()), X.shape[1])
+            raise ValueError(
+                f"X has the value {X[start + row, column]:.6g} in row {start + row}, column "
+                f"{column}, {float(distance.max()):.3g} times the scale of the training data away "
+                f"from their mean: too far to compute with in {X.dtype}."
+            )
 
     def _collect(self, X, read: Callable[[Posterior], Tensor]) -> np.ndarray:
         """Read something off the posterior of every row."""
@@ -521,19 +604,18 @@ class BaseSVAE(
         Burda, Grosse and Salakhutdinov, "Importance weighted autoencoders", ICLR 2016.
         """
         check_is_fitted(self)
-        likelihood = get_likelihood(self.likelihood)
         # Quasi-random points, the same for every row and every call.
         sobol = stats.qmc.Sobol(self.latent_dim_, seed=0)
         uniform = sobol.random_base2(math.ceil(math.log2(self.n_importance)))[: self.n_importance]
-        noise = stats.norm.ppf(uniform).astype(self.location_.dtype)
-        noise = torch.as_tensor(noise, device=self.device)
+        noise = torch.from_numpy(stats.norm.ppf(uniform).astype(self.location_.dtype))
         parts = []
         for model, rows in self._chunks(X):
             n_at_once = max(1, 65_536 // self.n_importance)
             for start in range(0, len(rows), n_at_once):
                 part = rows.take(slice(start, start + n_at_once))
-                parts.append(model.importance_bound(part, noise).cpu().numpy())
-        jacobian = Scaling(self.location_, self.scale_).log_jacobian(likelihood)
+                bound = model.importance_bound(part, noise.to(part.encoded.device))
+                parts.append(bound.cpu().numpy())
+        jacobian = Scaling(self.location_, self.scale_).log_jacobian(self._fitted_likelihood())
         return np.concatenate(parts) + self.location_.dtype.type(jacobian)
 
     def score(self, X, y=None):
@@ -559,8 +641,8 @@ class BaseSVAE(
         if not isinstance(n_samples, Integral) or n_samples < 1:
             raise ValueError(f"n_samples must be an integer of at least 1, got {n_samples!r}.")
         seed = check_random_state(self.random_state).randint(_SEED_BOUND)
-        generator = torch.Generator(device=self._checked_device()).manual_seed(seed)
         model = self._rebuild()
+        generator = torch.Generator(device=self.device).manual_seed(seed)
         with torch.no_grad():
             z, labels = model.graphical.sample(int(n_samples), generator)
             x = model.likelihood.sample(model.decode(z), model.noise_params, generator)
@@ -575,6 +657,10 @@ class BaseSVAE(
         """Tags for scikit-learn's machinery."""
         tags = super().__sklearn_tags__()
         tags.transformer_tags.preserves_dtype = ["float64", "float32"]
+        try:
+            get_likelihood(self.likelihood).validate(np.array([[-1.0]]))
+        except (TypeError, ValueError):
+            tags.input_tags.positive_only = True
         return tags
 
 

@@ -9,13 +9,18 @@ from numbers import Integral, Real
 import numpy as np
 import torch
 from sklearn.base import _fit_context
-from sklearn.utils import check_array
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from sksvae.estimators.base import BaseSVAE
 from sksvae.estimators.scaling import Scaling
+from sksvae.estimators.validation import (
+    checked_covariance,
+    checked_layer_sizes,
+    checked_numbers,
+    unchanged_on_error,
+)
 from sksvae.expfam import NIWParams
 from sksvae.graphical import GaussianMixtureModel, MixturePrior, Potentials
 from sksvae.inference import FixedPointSettings
@@ -36,8 +41,6 @@ class SVAEGaussianMixture(BaseSVAE):
     bound ([1]_, [2]_ example 2). Inference per row is structured mean field, ``q(z) q(k)``, with
     full covariances. Without hidden layers the model is a Bayesian Gaussian mixture on a linear
     subspace with noise.
-
-    Read more in the :ref:`User Guide <mixture>`.
 
     Parameters
     ----------
@@ -96,7 +99,8 @@ class SVAEGaussianMixture(BaseSVAE):
     max_iter : int, default=200
         Most epochs.
     tol : float, default=1e-3
-        Improvement of the bound, in nats per row, below which an epoch counts as none.
+        Least improvement of the bound, in nats per row and averaged over the last
+        ``n_iter_no_change`` epochs, that counts as one.
     n_iter_no_change : int, default=10
         Epochs without improvement before training stops.
     early_stopping : bool, default=False
@@ -138,6 +142,9 @@ class SVAEGaussianMixture(BaseSVAE):
         Dimension of the latents.
     location_, scale_ : ndarray of shape (n_features,)
         Standardisation of the features on the link scale.
+    architecture_ : dict
+        Parameters that fix the shape of the model, as they were in `fit`: `set_params` changes
+        the next fit, not this one.
     model_state_, optimizer_state_ : dict of str to ndarray
         Everything learned, as arrays.
     n_samples_seen_ : int
@@ -190,6 +197,7 @@ class SVAEGaussianMixture(BaseSVAE):
         "pretraining_iter": [Interval(Integral, 0, None, closed="left")],
     }
     _graphical_name = "mixture"
+    _architecture_names = (*BaseSVAE._architecture_names, "n_components")
 
     def __init__(
         self,
@@ -266,15 +274,35 @@ class SVAEGaussianMixture(BaseSVAE):
 
     def _check_training_data(self, X, reset: bool):
         X, likelihood = super()._check_training_data(X, reset)
-        if X.shape[0] < self.n_components and not hasattr(self, "model_state_"):
+        if reset and X.shape[0] < self.n_components:
             raise ValueError(
                 f"n_components={self.n_components} needs at least as many samples, but X has "
                 f"n_samples = {X.shape[0]}. Lower n_components or pass more rows."
             )
+        self._check_priors(self._checked_latent_dim(X.shape[1]))
         return X, likelihood
 
+    def _check_priors(self, dim: int) -> None:
+        if self.mean_prior is not None:
+            checked_numbers(self.mean_prior, (dim,), "mean_prior")
+        if self.covariance_prior is not None:
+            checked_covariance(self.covariance_prior, dim, "covariance_prior")
+        dof = self.degrees_of_freedom_prior
+        if dof is not None and dof <= dim - 1:
+            raise ValueError(
+                f"degrees_of_freedom_prior must exceed latent_dim - 1 = {dim - 1}, got {dof}."
+            )
+
+    def _min_rows(self) -> int:
+        return max(2, self.n_components)
+
     def _fixed_point_settings(self) -> FixedPointSettings:
-        return FixedPointSettings(max_updates=self.max_updates, gradient=self.implicit_gradient)
+        return FixedPointSettings(
+            max_updates=self.max_updates,
+            tol=1e-5,
+            gradient=self.implicit_gradient,
+            solver_tol=1e-4,
+        )
 
     def _initial_graphical(self, latent_dim: int, like: Tensor) -> GaussianMixtureModel:
         """One component, so that pre-training assumes no clusters."""
@@ -284,7 +312,7 @@ class SVAEGaussianMixture(BaseSVAE):
         )
 
     def _n_initial_epochs(self) -> int:
-        return self.pretraining_iter if self._hidden() else 0
+        return self.pretraining_iter if checked_layer_sizes(self.hidden_layer_sizes) else 0
 
     def _initialize(
         self,
@@ -327,24 +355,10 @@ class SVAEGaussianMixture(BaseSVAE):
         dim = means.shape[-1]
         mean, covariance = means[0], covariances[0]
         if self.mean_prior is not None:
-            value = check_array(self.mean_prior, ensure_2d=False, input_name="mean_prior")
-            if value.shape != (dim,):
-                raise ValueError(f"mean_prior must have shape ({dim},), got {value.shape}.")
-            mean = torch.as_tensor(value, dtype=mean.dtype, device=mean.device)
+            mean = mean.new_tensor(np.asarray(self.mean_prior, dtype=np.float64))
         if self.covariance_prior is not None:
-            value = check_array(self.covariance_prior, input_name="covariance_prior")
-            symmetric = value.shape == (dim, dim) and np.allclose(value, value.T)
-            if not symmetric or np.linalg.eigvalsh(value)[0] <= 0:
-                raise ValueError(
-                    "covariance_prior must be a symmetric positive definite matrix of shape "
-                    f"({dim}, {dim}), got shape {value.shape}."
-                )
-            covariance = torch.as_tensor(value, dtype=mean.dtype, device=mean.device)
-        dof = float(dim) if self.degrees_of_freedom_prior is None else self.degrees_of_freedom_prior
-        if dof <= dim - 1:
-            raise ValueError(
-                f"degrees_of_freedom_prior must exceed latent_dim - 1 = {dim - 1}, got {dof}."
-            )
+            covariance = mean.new_tensor(np.asarray(self.covariance_prior, dtype=np.float64))
+        dof = dim if self.degrees_of_freedom_prior is None else self.degrees_of_freedom_prior
         concentration = self.weight_concentration_prior
         return MixturePrior.symmetric(
             self.n_components,
@@ -468,9 +482,7 @@ class SVAEGaussianMixture(BaseSVAE):
             A fitted copy.
         """
         k = self._checked_component(k)
-        mean = check_array(mean, ensure_2d=False, dtype=self.means_.dtype, input_name="mean")
-        if mean.shape != (self.latent_dim_,):
-            raise ValueError(f"mean must have shape ({self.latent_dim_},), got {mean.shape}.")
+        mean = checked_numbers(mean, (self.latent_dim_,), "mean")
 
         def move(mixture: GaussianMixtureModel) -> GaussianMixtureModel:
             components = mixture.posterior.components
@@ -482,6 +494,7 @@ class SVAEGaussianMixture(BaseSVAE):
         return self._edited(move)
 
     @_fit_context(prefer_skip_nested_validation=True)
+    @unchanged_on_error
     def refit_mixture(self, X, y=None):
         """Fit the mixture to new rows with the networks as they are.
 

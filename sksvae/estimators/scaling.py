@@ -34,7 +34,8 @@ class Scaling(NamedTuple):
             Features on the link scale.
         standardize : bool
             One scale per feature, else the root mean variance for all. Constant features get the
-            common scale of the others, or one if all are constant.
+            common scale of the others, or one if all are constant, but no less than the rounding
+            errors that they may consist of.
 
         Returns
         -------
@@ -42,16 +43,17 @@ class Scaling(NamedTuple):
             In the dtype of the features.
         """
         wide = working.astype(np.float64)
-        location = wide.mean(0)
-        deviation = wide - location
+        location = _mean(wide)
+        # The second pass takes back what the first rounds off: a constant column ends at zero.
+        location = location + _mean(wide - location)
         # What rounding alone can leave of a constant column is no variation.
         rounding = 10 * np.finfo(working.dtype).eps * np.abs(wide).max(0)
-        scale = _root_mean_square(deviation)
+        scale = _root_mean_square(wide - location)
         varies = scale > rounding
         common = _root_mean_square(scale[varies]) if varies.any() else 1.0
         if not standardize:
             scale = np.full_like(scale, common)
-        scale = np.where(varies, scale, common)
+        scale = np.where(varies, scale, np.maximum(common, scale))
         return cls(location.astype(working.dtype), scale.astype(working.dtype))
 
     def rows(self, X: np.ndarray, likelihood: Likelihood, device: str) -> Rows:
@@ -75,7 +77,8 @@ class Scaling(NamedTuple):
         encoded = torch.as_tensor(encoded.astype(X.dtype, copy=False), device=device)
         if likelihood.standardizes:
             return Rows(encoded, encoded)
-        return Rows(torch.as_tensor(np.ascontiguousarray(X), device=device), encoded)
+        # A copy: torch cannot wrap read-only memory, nor negative strides.
+        return Rows(torch.as_tensor(X.copy(), device=device), encoded)
 
     def restore(self, X: np.ndarray, likelihood: Likelihood) -> np.ndarray:
         """Take what the likelihood speaks back to the units of X."""
@@ -83,11 +86,24 @@ class Scaling(NamedTuple):
 
     def log_jacobian(self, likelihood: Likelihood) -> float:
         """What a log density of the likelihood gains in the units of X."""
-        return -float(np.log(self.scale).sum()) if likelihood.standardizes else 0.0
+        if not likelihood.standardizes:
+            return 0.0
+        return -float(np.log(self.scale.astype(np.float64)).sum())
+
+
+def _largest(values: np.ndarray) -> np.ndarray:
+    """Largest size over the first axis, one if all are zero."""
+    largest = np.abs(values).max(0)
+    return np.where(largest > 0, largest, 1.0)
+
+
+def _mean(values: np.ndarray) -> np.ndarray:
+    """Mean over the first axis, safe from overflow."""
+    unit = _largest(values)
+    return unit * np.mean(values / unit, axis=0)
 
 
 def _root_mean_square(values: np.ndarray) -> np.ndarray:
     """Root mean square over the first axis, safe from overflow and underflow."""
-    largest = np.abs(values).max(0)
-    safe = np.where(largest > 0, largest, 1.0)
-    return safe * np.sqrt(np.mean((values / safe) ** 2, axis=0)) * (largest > 0)
+    unit = _largest(values)
+    return unit * np.sqrt(np.mean((values / unit) ** 2, axis=0))

@@ -12,6 +12,8 @@ from sksvae.graphical import StandardNormalModel
 from sksvae.objective import Rows, StructuredVAE
 from sksvae.training import EpochRecord
 
+_LEAST_PRECISION = 1e-3  # of potentials at the start, against the prior's of one
+
 
 class VAE(BaseSVAE):
     """Variational autoencoder with a standard normal prior.
@@ -50,7 +52,8 @@ class VAE(BaseSVAE):
     max_iter : int, default=200
         Most epochs.
     tol : float, default=1e-3
-        Improvement of the bound, in nats per row, below which an epoch counts as none.
+        Least improvement of the bound, in nats per row and averaged over the last
+        ``n_iter_no_change`` epochs, that counts as one.
     n_iter_no_change : int, default=10
         Epochs without improvement before training stops.
     early_stopping : bool, default=False
@@ -86,6 +89,9 @@ class VAE(BaseSVAE):
         Dimension of the latents.
     location_, scale_ : ndarray of shape (n_features,)
         Standardisation of the features on the link scale.
+    architecture_ : dict
+        Parameters that fix the shape of the model, as they were in `fit`: `set_params` changes
+        the next fit, not this one.
     model_state_, optimizer_state_ : dict of str to ndarray
         Everything learned, as arrays.
     n_samples_seen_ : int
@@ -178,9 +184,10 @@ class VAE(BaseSVAE):
         on_epoch_end: Callable[[int, EpochRecord], bool],
     ) -> None:
         """Scale the linear start so that the latents have unit variance."""
-        scale = (rows.encoded @ model.encoder.skip.detach()).square().mean(0).sqrt()
-        scale = torch.where(scale > 0, scale, 1.0)
         with torch.no_grad():
+            scale = (rows.encoded @ model.encoder.skip).square().mean(0).sqrt()
+            # Along an axis without variation the posterior starts at the prior.
+            scale = scale.maximum((_LEAST_PRECISION / model.encode(rows).precision.mean(0)).sqrt())
             model.encoder.skip.div_(scale)
             # A latent that is `scale` times smaller is that much better known.
             shift = 2.0 * scale.log()

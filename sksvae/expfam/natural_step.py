@@ -9,13 +9,15 @@ halved for the batch entries that would leave the domain, which only the correct
 unbiased gradient [P, app. F] can make happen.
 """
 
+import math
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from sksvae.expfam.dirichlet import Dirichlet, DirichletNatural, DirichletParams
 from sksvae.expfam.mniw import MNIW, MNIWNatural, MNIWParams
-from sksvae.expfam.niw import NIW, NIWParams, _drop, _lift
+from sksvae.expfam.niw import NIW, NIWParams, drop_column_axes, lift_column_axes
 from sksvae.expfam.numerics import symmetrize
 
 _MAX_HALVINGS = 40
@@ -46,7 +48,7 @@ def natural_step(
     Raises
     ------
     ValueError
-        If no step, however short, stays in the domain: the tangent is not finite.
+        If no step, however short, stays in the domain: the tangent is not finite or far too long.
 
     References
     ----------
@@ -63,8 +65,9 @@ def natural_step(
     if isinstance(family, Dirichlet):
         return _dirichlet_step(standard, tangent, step_size)
     if isinstance(family, NIW):
-        lifted = MNIWParams(*_lift(standard)), MNIWNatural(*_lift(tangent))
-        return NIWParams(*_drop(_mniw_step(*lifted, step_size)))
+        start = MNIWParams(*lift_column_axes(standard))
+        direction = MNIWNatural(*lift_column_axes(tangent))
+        return NIWParams(*drop_column_axes(_mniw_step(start, direction, step_size)))
     return _mniw_step(standard, tangent, step_size)
 
 
@@ -75,11 +78,11 @@ def _dirichlet_step(
     rho = start.new_full((*start.shape[:-1], 1), step_size)
     for _ in range(_MAX_HALVINGS):
         moved = start + rho * direction
-        bad = ~(moved > 0).all(-1, keepdim=True)
+        bad = ~((moved > 0) & (moved < math.inf)).all(-1, keepdim=True)
         if not bad.any():
             return DirichletParams(moved)
         rho = torch.where(bad, rho / 2, rho)
-    raise ValueError("the natural gradient of a Dirichlet is not finite.")
+    raise _no_step("a Dirichlet")
 
 
 def _mniw_step(standard: MNIWParams, tangent: MNIWNatural, step_size: float) -> MNIWParams:
@@ -106,11 +109,27 @@ def _mniw_step(standard: MNIWParams, tangent: MNIWNatural, step_size: float) -> 
         cross = rho_matrix * d_cross
         whitened = torch.linalg.solve_triangular(column_factor, cross.mT, upper=False)
         new_scale = symmetrize(scale + rho_matrix * d_scale - whitened.mT @ whitened)
-        scale_info = torch.linalg.cholesky_ex(new_scale).info
         new_dof = dof + 2.0 * rho * d_count
-        inside = (column_info == 0) & (scale_info == 0) & (new_dof > scale.shape[-1] - 1)
+        inside = (
+            _succeeded(column_factor, column_info)
+            & _succeeded(*torch.linalg.cholesky_ex(new_scale))
+            & (new_dof > scale.shape[-1] - 1)
+            & (new_dof < math.inf)
+        )
         if inside.all():
             shift = torch.linalg.solve_triangular(column_factor.mT, whitened, upper=True).mT
             return MNIWParams(new_scale, mean + shift, new_column, new_dof)
         rho = torch.where(inside, rho, rho / 2)
-    raise ValueError("the natural gradient of an (M)NIW is not finite.")
+    raise _no_step("an (M)NIW")
+
+
+def _succeeded(factor: Tensor, info: Tensor) -> Tensor:
+    # LAPACK reports NaN but lets an infinite pivot through, hence the second condition.
+    return (info == 0) & (factor.diagonal(dim1=-2, dim2=-1).sum(-1) < math.inf)
+
+
+def _no_step(family: str) -> ValueError:
+    return ValueError(
+        f"the natural gradient of {family} is not finite, or so long that no step along it stays "
+        "in the domain."
+    )

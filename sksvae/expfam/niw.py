@@ -125,19 +125,25 @@ class NIW(ExponentialFamily[NIWParams, NIWNatural, NIWStats]):
 
     def to_natural(self, standard: NIWParams) -> NIWNatural:
         """``(-(S + kappa m m')/2, kappa m, -kappa/2, (nu + D + 2)/2)``."""
-        return NIWNatural(*_drop(_MNIW.to_natural(MNIWParams(*_lift(standard)))))
+        return NIWNatural(
+            *drop_column_axes(_MNIW.to_natural(MNIWParams(*lift_column_axes(standard))))
+        )
 
     def from_natural(self, natural: NIWNatural) -> NIWParams:
         """Invert `to_natural`; ``S`` is a difference and loses what ``kappa m m'`` dwarfs."""
-        return NIWParams(*_drop(_MNIW.from_natural(MNIWNatural(*_lift(natural)))))
+        return NIWParams(
+            *drop_column_axes(_MNIW.from_natural(MNIWNatural(*lift_column_axes(natural))))
+        )
 
     def to_unconstrained(self, standard: NIWParams) -> Unconstrained:
         """Log-Cholesky of ``S``, ``m``, ``log(kappa) / 2``, ``log(nu - D + 1)``."""
-        return _drop(_MNIW.to_unconstrained(MNIWParams(*_lift(standard))))
+        return drop_column_axes(_MNIW.to_unconstrained(MNIWParams(*lift_column_axes(standard))))
 
     def from_unconstrained(self, unconstrained: Unconstrained) -> NIWParams:
         """Invert `to_unconstrained`; any real values give valid parameters."""
-        return NIWParams(*_drop(_MNIW.from_unconstrained(_lift(unconstrained))))
+        return NIWParams(
+            *drop_column_axes(_MNIW.from_unconstrained(lift_column_axes(unconstrained)))
+        )
 
     def unconstrained_shapes(self, *sizes: int) -> tuple[tuple[int, ...], ...]:
         """Shapes ``(D, D)``, ``(D,)``, ``()`` and ``()``."""
@@ -146,51 +152,102 @@ class NIW(ExponentialFamily[NIWParams, NIWNatural, NIWStats]):
 
     def log_normalizer(self, natural: NIWNatural) -> Tensor:
         """``nu/2 (D log 2 - log|S|) + log Gamma_D(nu/2) + D/2 log(2 pi / kappa)``."""
-        return _MNIW.log_normalizer(MNIWNatural(*_lift(natural)))
+        return _MNIW.log_normalizer(MNIWNatural(*lift_column_axes(natural)))
 
     def expected_stats(self, natural: NIWNatural) -> NIWStats:
         """``(nu S^-1, nu S^-1 m, D / kappa + nu m' S^-1 m, E log|Sigma^-1|)``."""
-        return NIWStats(*_drop(_MNIW.expected_stats(MNIWNatural(*_lift(natural)))))
+        return NIWStats(
+            *drop_column_axes(_MNIW.expected_stats(MNIWNatural(*lift_column_axes(natural))))
+        )
 
     def unconstrained_expected_stats(self, unconstrained: Unconstrained) -> NIWStats:
         """Compute without any factorisation: the coordinates are the factors."""
-        return NIWStats(*_drop(_MNIW.unconstrained_expected_stats(_lift(unconstrained))))
+        return NIWStats(
+            *drop_column_axes(_MNIW.unconstrained_expected_stats(lift_column_axes(unconstrained)))
+        )
 
     def tangent_to_unconstrained(
         self, unconstrained: Unconstrained, tangent: NIWNatural
     ) -> Unconstrained:
         """Apply the closed form of `sksvae.expfam.MNIW.tangent_to_unconstrained`."""
-        lifted = MNIWNatural(*_lift(tangent))
-        return _drop(_MNIW.tangent_to_unconstrained(_lift(unconstrained), lifted))
+        lifted = MNIWNatural(*lift_column_axes(tangent))
+        return drop_column_axes(
+            _MNIW.tangent_to_unconstrained(lift_column_axes(unconstrained), lifted)
+        )
 
     def kl(self, natural_q: NIWNatural, natural_p: NIWNatural) -> Tensor:
         """Divergence of the inverse Wisharts plus the mean one of the Gaussians."""
-        return _MNIW.kl(MNIWNatural(*_lift(natural_q)), MNIWNatural(*_lift(natural_p)))
+        return _MNIW.kl(
+            MNIWNatural(*lift_column_axes(natural_q)), MNIWNatural(*lift_column_axes(natural_p))
+        )
 
     def unconstrained_kl(self, unconstrained_q: Unconstrained, natural_p: NIWNatural) -> Tensor:
         """Divergence that never forms the natural parameters of ``q``, as `kl`."""
-        return _MNIW.unconstrained_kl(_lift(unconstrained_q), MNIWNatural(*_lift(natural_p)))
+        return _MNIW.unconstrained_kl(
+            lift_column_axes(unconstrained_q), MNIWNatural(*lift_column_axes(natural_p))
+        )
 
     def sample(
         self, standard: NIWParams, sample_shape: tuple[int, ...], generator: torch.Generator
     ) -> NIWSample:
         """Draw ``(mu, Sigma)``, leading shape ``(*sample_shape, ...)``."""
-        mean, covariance = _MNIW.sample(MNIWParams(*_lift(standard)), sample_shape, generator)
+        mean, covariance = _MNIW.sample(
+            MNIWParams(*lift_column_axes(standard)), sample_shape, generator
+        )
         return NIWSample(mean.squeeze(-1), covariance)
 
     def stats_of(self, sample: NIWSample) -> NIWStats:
         """``(Sigma^-1, Sigma^-1 mu, mu' Sigma^-1 mu, log|Sigma^-1|)``."""
         lifted = MNIWSample(sample.mean.unsqueeze(-1), sample.covariance)
-        return NIWStats(*_drop(_MNIW.stats_of(lifted)))
+        return NIWStats(*drop_column_axes(_MNIW.stats_of(lifted)))
 
 
-def _lift(fields: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Add the column axes; all four forms of the parameters share this layout."""
+def lift_column_axes(fields: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Add the axes of length one that make it a matrix normal inverse Wishart.
+
+    Parameters
+    ----------
+    fields : sequence of Tensor
+        Any of the four forms of the parameters; all share the layout (..., D, D), (..., D),
+        (...), (...).
+
+    Returns
+    -------
+    tuple of Tensor
+        Of shapes (..., D, D), (..., D, 1), (..., 1, 1) and (...).
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sksvae.expfam.niw import lift_column_axes
+    >>> fields = torch.eye(3), torch.zeros(3), torch.tensor(1.0), torch.tensor(4.0)
+    >>> [tuple(field.shape) for field in lift_column_axes(fields)]
+    [(3, 3), (3, 1), (1, 1), ()]
+    """
     matrix, vector, scalar, count = fields
     return matrix, vector.unsqueeze(-1), scalar[..., None, None], count
 
 
-def _drop(fields: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Drop the axes that `_lift` added."""
+def drop_column_axes(fields: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Drop the axes that `lift_column_axes` added.
+
+    Parameters
+    ----------
+    fields : sequence of Tensor
+        Of shapes (..., D, D), (..., D, 1), (..., 1, 1) and (...).
+
+    Returns
+    -------
+    tuple of Tensor
+        Of shapes (..., D, D), (..., D), (...) and (...).
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sksvae.expfam.niw import drop_column_axes
+    >>> fields = torch.eye(3), torch.zeros(3, 1), torch.ones(1, 1), torch.tensor(4.0)
+    >>> [tuple(field.shape) for field in drop_column_axes(fields)]
+    [(3, 3), (3,), (), ()]
+    """
     matrix, column, square, count = fields
     return matrix, column.squeeze(-1), square[..., 0, 0], count

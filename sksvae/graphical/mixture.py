@@ -283,11 +283,11 @@ class GaussianMixtureModel(GraphicalModel):
         )
         centred = z.unsqueeze(-2) - mean
         distance = torch.einsum("kij,...kj->...ki", whitener, centred).square().sum(-1)
+        # At 1e6 rows the difference of the two would be off by 0.2 nats in float32.
+        half_dof = t_dof.double() / 2
+        log_ratio = torch.lgamma(half_dof + dim / 2) - torch.lgamma(half_dof)
         constant = (
-            torch.lgamma((t_dof + dim) / 2)
-            - torch.lgamma(t_dof / 2)
-            - 0.5 * dim * torch.log(t_dof * math.pi)
-            - 0.5 * log_det(factor)
+            log_ratio.to(z.dtype) - 0.5 * dim * torch.log(t_dof * math.pi) - 0.5 * log_det(factor)
         )
         log_density = constant - 0.5 * (t_dof + dim) * torch.log1p(distance / t_dof)
         log_weights = self.point_parameters()[0].log()

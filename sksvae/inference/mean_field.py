@@ -221,7 +221,10 @@ def _conjugate_gradients(
     direction = residual
     weighted = fisher(direction)  # F p
     norm = _row_dot(residual, weighted)  # r'F r
-    threshold = tol**2 * _row_dot(cotangent, fisher(cotangent))
+    # Rows that are sure of one component have products that underflow: nothing left to solve.
+    finfo = torch.finfo(norm.dtype)
+    negligible = finfo.tiny / finfo.eps**2
+    threshold = (tol**2 * _row_dot(cotangent, fisher(cotangent))).clamp_min(negligible)
     moving = norm > threshold
     step = 0
     while bool((moving := moving & (step < limit)).any()):

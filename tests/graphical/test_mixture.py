@@ -1,9 +1,14 @@
 # SPDX-License-Identifier: BSD-3-Clause
+"""The mixture: its mean field inference, its gradients, its q(theta)."""
+
 import dataclasses
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
 from scipy import stats
 
 from sksvae.expfam import NIW, Dirichlet, DirichletParams, NIWParams
@@ -66,31 +71,131 @@ def gradients(model, potentials, gradient, settings=TIGHT, objective=None):
     return torch.autograd.grad(value, [*leaves, *params])
 
 
+def slow_update(params, r, R, rho):
+    """One round for one row, with dense inverses and one component at a time."""
+    log_weights, precision, precision_mean, quadratic, log_det = params
+    J = torch.diag(R) + (rho[:, None, None] * precision).sum(0)
+    V = torch.linalg.inv(J)
+    m = V @ (r + (rho[:, None] * precision_mean).sum(0))
+    phi = [
+        log_weights[k]
+        + 0.5 * log_det[k]
+        - 0.5 * quadratic[k]
+        + precision_mean[k] @ m
+        - 0.5 * torch.trace(precision[k] @ (V + torch.outer(m, m)))
+        for k in range(len(rho))
+    ]
+    return torch.stack(phi).softmax(0), m, V
+
+
 def test_responsibilities_solve_the_fixed_point_equation():
     model, potentials = random_model(), random_potentials()
     params = model.expected_params()
     posterior = model.infer(potentials, params, TIGHT)
-    rho = posterior.responsibilities
-    # Slow and obvious: one row and one component at a time, with dense inverses.
-    log_weights, precision, precision_mean, quadratic, log_det = params
-    for n in range(rho.shape[0]):
-        J = torch.diag(potentials.precision[n]) + (rho[n, :, None, None] * precision).sum(0)
-        h = potentials.precision_mean[n] + (rho[n, :, None] * precision_mean).sum(0)
-        V = torch.linalg.inv(J)
-        m = V @ h
-        phi = torch.stack(
-            [
-                log_weights[k]
-                + 0.5 * log_det[k]
-                - 0.5 * quadratic[k]
-                + precision_mean[k] @ m
-                - 0.5 * torch.trace(precision[k] @ (V + torch.outer(m, m)))
-                for k in range(rho.shape[1])
-            ]
-        )
-        torch.testing.assert_close(rho[n], phi.softmax(0), rtol=1e-9, atol=1e-12)
+    for n, rho in enumerate(posterior.responsibilities):
+        following, m, V = slow_update(params, *(field[n] for field in potentials), rho)
+        torch.testing.assert_close(rho, following, rtol=1e-9, atol=1e-12)
         torch.testing.assert_close(posterior.mean[n], m)
         torch.testing.assert_close(posterior.covariance[n], V)
+
+
+@hypothesis_settings(max_examples=40)
+@given(
+    exponents=st.lists(st.floats(-8.0, 8.0), min_size=3, max_size=3),
+    location=st.lists(st.floats(-100.0, 100.0), min_size=3, max_size=3),
+    seed=st.integers(0, 20),
+)
+def test_any_potentials_have_a_posterior(exponents, location, seed):
+    """Precisions from 1e-8 to 1e8, within a row too."""
+    model = random_model(seed=seed)
+    R = 10.0 ** torch.tensor([exponents], dtype=torch.float64)
+    r = R * torch.tensor([location], dtype=torch.float64)
+    params = model.expected_params()
+    posterior = model.infer(Potentials(r, R), params, TIGHT)
+    (rho,) = posterior.responsibilities
+    assert posterior.converged.all()
+    torch.testing.assert_close(rho.sum(), torch.ones((), dtype=torch.float64))
+    assert (rho >= 0).all()
+    assert posterior.local_kl > -1e-9
+    following, m, V = slow_update(params, r[0], R[0], rho)
+    torch.testing.assert_close(rho, following, rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(posterior.mean[0], m, rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(posterior.covariance[0], V, rtol=1e-6, atol=1e-16)
+    assert posterior.draw(torch.ones(1, 1, 3, dtype=torch.float64)).isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_precise_potentials_leave_nothing_to_infer_but_the_component(dtype):
+    model = random_model(dtype=dtype)
+    z = random_potentials(50, dtype=dtype).precision.log()  # normal
+    R = torch.full_like(z, 1e8)
+    params = model.expected_params()
+    posterior = model.infer(Potentials(R * z, R), params, FixedPointSettings())
+    torch.testing.assert_close(posterior.mean, z, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(posterior.covariance, torch.diag_embed(1 / R), rtol=1e-4, atol=1e-12)
+    log_weights, precision, precision_mean, quadratic, log_det = params
+    phi = log_weights + 0.5 * (log_det - quadratic) + z @ precision_mean.mT
+    phi = phi - 0.5 * torch.einsum("ni,kij,nj->nk", z, precision, z)
+    tolerance = 1e-3 if dtype == torch.float32 else 1e-6
+    torch.testing.assert_close(
+        posterior.responsibilities, phi.softmax(-1), rtol=tolerance, atol=tolerance
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_vague_potentials_leave_the_prior(dtype):
+    model = random_model(dtype=dtype)
+    r, R = random_potentials(50, dtype=dtype)
+    nothing = Potentials(1e-8 * r / R, 1e-8 * R / R)
+    posterior = model.infer(nothing, model.expected_params(), FixedPointSettings())
+    for name in ("mean", "covariance", "responsibilities", "local_kl"):
+        rows = getattr(posterior, name)
+        torch.testing.assert_close(rows, rows[:1].expand_as(rows), rtol=1e-4, atol=1e-4)
+    assert posterior.local_kl.min() > 0
+
+
+@pytest.mark.parametrize("dim", [1, 3])
+def test_one_component_is_exact(dim):
+    """``log int l(z) exp E[log N(z | mu, Sigma)] dz`` in closed form; one round finds it."""
+    model, potentials = random_model(1, dim), random_potentials(dim=dim)
+    posterior = model.infer(potentials, model.expected_params(), FixedPointSettings())
+    assert (posterior.n_updates == 1).all()
+    assert (posterior.responsibilities == 1).all()
+    scale, mean, kappa, dof = (field[0].numpy() for field in model.posterior.components)
+    # E[log N] = log N(z | m, (nu S^-1)^-1) + (E log|Sigma^-1| - log|nu S^-1| - D / kappa) / 2
+    digamma = torch.digamma(torch.tensor([(dof - i) / 2 for i in range(dim)])).sum().item()
+    expected_log_det = dim * np.log(2) - np.linalg.slogdet(scale)[1] + digamma
+    log_det = dim * np.log(dof) - np.linalg.slogdet(scale)[1]
+    missing = 0.5 * (expected_log_det - log_det - dim / kappa)
+    r, R = (field.numpy() for field in potentials)
+    for n in range(len(r)):
+        # l(z) is a Gaussian in z around r / R, times a constant.
+        joint = stats.multivariate_normal(mean, scale / dof + np.diag(1 / R[n]))
+        constant = 0.5 * (r[n] ** 2 / R[n] + np.log(2 * np.pi / R[n])).sum()
+        want = joint.logpdf(r[n] / R[n]) + constant + missing
+        got = free_energy(model, potentials, posterior)[n].item()
+        assert got == pytest.approx(want, rel=1e-10, abs=1e-10)
+        cov = np.linalg.inv(np.diag(R[n]) + dof * np.linalg.inv(scale))
+        np.testing.assert_allclose(posterior.covariance[n].detach(), cov, rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(
+            posterior.mean[n].detach(),
+            cov @ (r[n] + dof * np.linalg.solve(scale, mean)),
+            rtol=1e-9,
+            atol=1e-12,
+        )
+
+
+def test_components_out_of_reach_leave_finite_values_and_gradients():
+    """Responsibilities that underflow to zero: 0 log 0 = 0."""
+    model = random_model()
+    concentration = model.posterior.weights.concentration.clone()
+    concentration[2] = 1e-5  # E[log pi] = -1e5
+    model.posterior = model.posterior._replace(weights=DirichletParams(concentration))
+    potentials = random_potentials()
+    posterior = model.infer(potentials, model.expected_params(), TIGHT)
+    assert (posterior.responsibilities[:, 2] == 0).all()
+    for gradient in gradients(model, potentials, "cg"):
+        assert gradient.isfinite().all()
 
 
 def test_local_kl_is_the_kl_monte_carlo():
@@ -225,6 +330,23 @@ def test_natural_step_of_size_one_is_the_coordinate_update():
         torch.testing.assert_close(got, want)
 
 
+def test_prior_kl_agrees_with_monte_carlo():
+    model = random_model(2, 2)
+    generator = torch.Generator().manual_seed(0)
+    values = 0.0
+    for family, q, p in (
+        (Dirichlet(), model.posterior.weights, model.prior.weights),
+        (NIW(), model.posterior.components, model.prior.components),
+    ):
+        draws = family.sample(q, (20_000,), generator)
+        log_ratio = family.log_prob(family.to_natural(q), draws)
+        log_ratio = log_ratio - family.log_prob(family.to_natural(p), draws)
+        values = values + log_ratio.view(20_000, -1).sum(1)
+    error = values.std() / 20_000**0.5
+    assert (values.mean() - model.prior_kl()).abs() < 5 * error
+    assert error < 0.01 * model.prior_kl()
+
+
 def test_prior_kl_gradient_is_the_pull_of_the_prior():
     """A step of one with no data returns to the prior."""
     model = random_model()
@@ -243,6 +365,33 @@ def test_log_predictive_is_the_average_over_q_theta():
     density = (pi * component.log_prob(z[:, None, None]).exp()).sum(-1)  # (5, n_draws)
     error = density.std(1) / n_draws**0.5
     assert ((density.mean(1) - model.log_predictive(z).exp()).abs() < 5 * error).all()
+
+
+def test_log_predictive_is_a_mixture_of_student_t():
+    model = random_model()
+    z = random_potentials(20).precision.log()
+    scale, mean, kappa, dof = (field.numpy() for field in model.posterior.components)
+    weights = model.point_parameters()[0].numpy()
+    density = np.zeros(20)
+    for k in range(4):
+        t_dof = dof[k] - 2
+        shape = scale[k] * (kappa[k] + 1) / (kappa[k] * t_dof)
+        density += weights[k] * stats.multivariate_t(mean[k], shape, df=t_dof).pdf(z.numpy())
+    np.testing.assert_allclose(model.log_predictive(z), np.log(density), rtol=1e-10)
+
+
+def test_log_predictive_of_many_rows_in_single_precision():
+    """A million rows behind each component, where lgamma is in the millions."""
+    double = random_model()
+    scale, mean, kappa, dof = double.posterior.components
+    n = 1e6
+    components = NIWParams(scale + n * torch.eye(3), mean, kappa + n, dof + n)
+    double.posterior = double.posterior._replace(components=components)
+    single = GaussianMixtureModel.from_state({k: v.float() for k, v in double.state().items()})
+    z = random_potentials(20).precision.log()
+    got, want = single.log_predictive(z.float()), double.log_predictive(z)
+    assert got.dtype == torch.float32
+    torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=1e-4)
 
 
 def test_samples_have_the_moments_of_the_mixture():

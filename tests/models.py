@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Small models whose bounds are known, for the tests of objective, training and persistence."""
+
+import math
+
+import torch
+
+from sksvae.expfam import DirichletParams, NIWParams
+from sksvae.graphical import GaussianMixtureModel, MixturePrior
+from sksvae.inference import FixedPointSettings
+from sksvae.likelihoods.gaussian import GaussianLikelihood
+from sksvae.objective import Rows, StructuredVAE
+
+N_FEATURES, LATENT_DIM = 4, 2
+NOISE = 0.3  # observation variance
+TIGHT = FixedPointSettings(max_updates=1000, tol=1e-12, solver_tol=1e-12)
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def normal(*shape, seed=0, dtype=torch.float64):
+    return torch.randn(*shape, generator=generator(seed), dtype=dtype)
+
+
+def cubature(n_rows, dim=LATENT_DIM):
+    """Noise whose mean and covariance are exactly 0 and I, so that quadratics average exactly."""
+    points = math.sqrt(dim) * torch.eye(dim, dtype=torch.float64)
+    return torch.cat([points, -points])[:, None].expand(-1, n_rows, -1)
+
+
+def mixture(n_components, certainty=6.0, spread=2.0, seed=0):
+    """q(theta) with spread-out components; a large ``certainty`` makes them known exactly."""
+    dim = LATENT_DIM
+    root = normal(n_components, dim, dim, seed=seed)
+    covariance = 0.3 * torch.eye(dim, dtype=torch.float64) + 0.3 * root @ root.mT
+    dof = torch.full((n_components,), certainty, dtype=torch.float64)
+    components = NIWParams(
+        certainty * covariance, spread * normal(n_components, dim, seed=seed + 1), dof, dof
+    )
+    weights = DirichletParams(
+        certainty * normal(n_components, seed=seed + 2).softmax(0) * n_components
+    )
+    prior = MixturePrior.symmetric(
+        n_components, 1.0, components.mean[0] * 0, 1.0, torch.eye(dim, dtype=torch.float64), 3.0
+    )
+    return GaussianMixtureModel(prior, MixturePrior(weights, components))
+
+
+def build(graphical, likelihood=None, hidden=(), location=None, scale=None):
+    likelihood = GaussianLikelihood(noise_variance=NOISE) if likelihood is None else likelihood
+    ones = torch.ones(N_FEATURES, dtype=torch.float64)
+    return StructuredVAE(
+        N_FEATURES,
+        LATENT_DIM,
+        hidden,
+        "tanh",
+        likelihood,
+        graphical,
+        0 * ones if location is None else location,
+        ones if scale is None else scale,
+        TIGHT,
+    )
+
+
+def linear_model(graphical, shift=0.0, log_factor=0.0):
+    """``x = W z + b + noise`` with orthogonal columns of W, and its exact encoder.
+
+    Unless its potentials are moved by ``shift`` and their precision off by ``exp(log_factor)``.
+    """
+    model = build(graphical)
+    sizes = torch.tensor([0.8, 1.5], dtype=torch.float64)
+    W = torch.linalg.qr(normal(N_FEATURES, LATENT_DIM, seed=5)).Q * sizes
+    b = normal(N_FEATURES, seed=6)
+    model.decoder.reset(W, torch.zeros(0, N_FEATURES), generator())
+    model.encoder.reset(W / sizes**2, 1.0, generator())
+    log_precision = (sizes**2 / NOISE).log() + log_factor
+    with torch.no_grad():
+        model.decoder.bias[0].copy_(b)
+        model.encoder.bias.copy_(-b @ W / sizes**2 + shift)
+        model.encoder.log_precision.copy_(30 * torch.atanh(log_precision / 30))
+    return model, W, b
+
+
+def data(n_rows=6, seed=8):
+    x = 2 * normal(n_rows, N_FEATURES, seed=seed)
+    return Rows(x, x)
+
+
+def nonlinear_model(graphical, likelihood=None, **kwargs):
+    """One hidden layer, its outputs of the size of the linear part."""
+    model = build(graphical, likelihood, (6,), **kwargs)
+    axes = torch.linalg.qr(normal(N_FEATURES, LATENT_DIM, seed=5)).Q
+    further = torch.zeros(model.likelihood.n_outputs - 1, N_FEATURES)
+    model.encoder.reset(axes, 3.0, generator(1))
+    model.decoder.reset(axes, further, generator(2))
+    with torch.no_grad():
+        model.encoder.mlp.output.weight.mul_(60.0)
+        model.decoder.mlp.output.weight.mul_(60.0)
+    return model

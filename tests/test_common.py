@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""scikit-learn's own checks, on every public estimator."""
+
+import warnings
+
+import pytest
+from sklearn.utils import estimator_checks as checks
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+import sksvae
+
+pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+
+ESTIMATORS = [getattr(sksvae, name) for name in sksvae.__all__]
+QUICK = {"hidden_layer_sizes": (6,), "max_iter": 2, "pretraining_iter": 1, "n_starts": 1}
+# What an estimator does not have of these is left out.
+VARIANTS = [
+    {"n_components": 3, "hidden_layer_sizes": (), "standardize": False, "batch_size": 16},
+    {"early_stopping": True, "likelihood": "student_t", "latent_dim": 2, "n_draws": 2},
+    {"likelihood": "gamma", "n_components": 2, "beta": 2.0, "capacity": 1.0},
+]
+
+
+def made(Estimator, **params):
+    names = Estimator._get_param_names()
+    return Estimator(**{name: value for name, value in params.items() if name in names})
+
+
+DEFAULTS = [Estimator() for Estimator in ESTIMATORS]
+SMALL = [made(Estimator, **QUICK) for Estimator in ESTIMATORS]
+VARIED = [made(Estimator, **(QUICK | params)) for Estimator in ESTIMATORS for params in VARIANTS]
+
+
+def check_id(value):
+    return checks._get_check_estimator_ids(value)
+
+
+def expected_failures(estimator):
+    if getattr(estimator, "likelihood", None) == "gamma":
+        return {
+            "check_positive_only_tag_during_fit": "our message names the value and what takes it"
+        }
+    return {}
+
+
+@pytest.mark.slow
+@parametrize_with_checks(DEFAULTS)
+def test_default_estimator(estimator, check):
+    check(estimator)
+
+
+@parametrize_with_checks(VARIED, expected_failed_checks=expected_failures)
+def test_estimator(estimator, check):
+    check(estimator)
+
+
+# ---- checks that `check_estimator` leaves out ----
+
+MORE_CHECKS = [
+    checks.check_param_validation,
+    checks.check_do_not_raise_errors_in_init_or_set_params,
+    checks.check_set_output_transform,
+    checks.check_set_output_transform_pandas,
+    checks.check_global_output_transform_pandas,
+    checks.check_transformer_get_feature_names_out,
+    checks.check_transformer_get_feature_names_out_pandas,
+    checks.check_get_feature_names_out_error,
+    checks.check_readonly_memmap_input,
+    checks.check_inplace_ensure_writeable,
+    checks.check_estimators_pickle,
+    checks.check_n_features_in,
+    checks.check_n_features_in_after_fitting,
+    checks.check_f_contiguous_array_estimator,
+]
+
+
+@pytest.mark.filterwarnings("ignore:X (has|does not have valid) feature names:UserWarning")
+@pytest.mark.parametrize("check", MORE_CHECKS, ids=lambda check: check.__name__)
+@pytest.mark.parametrize("estimator", SMALL, ids=check_id)
+def test_further_checks(estimator, check):
+    check(type(estimator).__name__, estimator)
+
+
+@pytest.mark.parametrize(
+    "estimator",
+    SMALL + [made(Estimator, **QUICK, early_stopping=True) for Estimator in ESTIMATORS],
+    ids=check_id,
+)
+def test_column_names(estimator):
+    with warnings.catch_warnings(record=True) as caught:
+        checks.check_dataframe_column_names_consistency(type(estimator).__name__, estimator)
+    assert not any("feature names" in str(warning.message) for warning in caught)
+
+
+@pytest.mark.parametrize("Estimator", ESTIMATORS)
+def test_defaults_are_in_the_signature_only(Estimator):
+    """The constructor stores, and nothing else: what `clone` and `set_params` rely on."""
+    estimator = Estimator()
+    assert vars(estimator) == estimator.get_params(deep=False)

@@ -1,0 +1,562 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Minibatch steps against finite differences and closed forms; when training stops, and where."""
+
+import dataclasses
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from sksvae.graphical import StandardNormalModel
+from sksvae.inference import FixedPointSettings
+from sksvae.likelihoods.gaussian import GaussianLikelihood
+from sksvae.objective import ELBOTerms, Rows
+from sksvae.training import EpochRecord, Trainer, TrainingSettings, run_training
+
+from .models import (
+    LATENT_DIM,
+    N_FEATURES,
+    cubature,
+    data,
+    generator,
+    linear_model,
+    mixture,
+    nonlinear_model,
+    normal,
+)
+
+SETTINGS = TrainingSettings(max_iter=10, batch_size=20, learning_rate=0.01, tol=0.0)
+
+
+def make_trainer(model, n_rows=60, seed=0, **changes):
+    settings = dataclasses.replace(SETTINGS, **changes)
+    return Trainer(model, n_rows, settings, generator(seed))
+
+
+def clusters(n_rows=60):
+    """Three bent clusters."""
+    labels = torch.arange(n_rows) % 3
+    centers = 2.5 * normal(3, N_FEATURES, seed=20)
+    z = normal(n_rows, 1, seed=21)
+    x = centers[labels] + torch.cat([z, z.square() - 1, 0.5 * z, -z], 1)
+    x = x + 0.3 * normal(n_rows, N_FEATURES, seed=22)
+    return Rows(x, x)
+
+
+def full_bound(model, rows, n_rows=None):
+    """Per row, with the prior KL and noise of exact moments."""
+    params = model.graphical.expected_params()
+    with torch.no_grad():
+        bound = model.elbo(rows, params, cubature(len(rows))).bound.mean()
+    return (bound - model.graphical.prior_kl() / (n_rows or len(rows))).item()
+
+
+def watch(monkeypatch, trainer, noise=None):
+    """Record what reaches the natural step, which is not taken; fix the noise if given."""
+    steps = []
+    graphical = trainer.model.graphical
+    monkeypatch.setattr(
+        graphical, "natural_step", lambda gradient, size: steps.append((gradient, size))
+    )
+    if noise is not None:
+        monkeypatch.setattr(trainer, "noise", lambda n_rows: noise)
+    return steps
+
+
+# What training is for ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"unbiased": False},
+        {"n_draws": 3, "batch_size": 30},
+        {"gradient": "richardson"},
+        {"prior": "standard_normal"},
+    ],
+    ids=str,
+)
+def test_training_raises_the_bound_on_all_rows(changes):
+    changes = dict(changes)
+    graphical = mixture(3)
+    if changes.pop("prior", None):
+        graphical = StandardNormalModel(LATENT_DIM)
+    model, rows = nonlinear_model(graphical, GaussianLikelihood()), clusters()
+    model.settings = FixedPointSettings(gradient=changes.pop("gradient", "cg"))
+    before = full_bound(model, rows)
+    changes = {"max_iter": 20, "n_iter_no_change": 20, "learning_rate": 0.02, **changes}
+    trainer = make_trainer(model, len(rows), **changes)
+    history, _ = run_training(trainer, rows, None, lambda *_: False)
+    bounds = torch.tensor([record.lower_bound for record in history])
+    first, second, third, fourth = bounds.view(4, 5).mean(1).tolist()
+    assert first < second < third < fourth
+    assert full_bound(model, rows) > before + 0.5
+    # What the last epoch reported is about the bound of the model that it left.
+    assert full_bound(model, rows) == pytest.approx(bounds[-1].item(), abs=0.5)
+
+
+# Natural gradients -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n_rows", [6, 600])
+def test_unbiased_gradient_is_that_of_the_bound_by_finite_differences(monkeypatch, n_rows):
+    """In expected parameters, scaled from the minibatch to all rows."""
+    model, rows = nonlinear_model(mixture(3)), data(6)
+    params = model.graphical.expected_params()
+    noise = cubature(len(rows))
+    fields = []
+    step = 1e-5
+    with torch.no_grad():
+        for field in params:
+            slopes = torch.zeros_like(field)
+            for index in torch.ones_like(field).nonzero():
+                values = []
+                for sign in (1, -1):
+                    field[tuple(index)] += sign * step
+                    values.append(model.elbo(rows, params, noise).bound.mean())
+                    field[tuple(index)] -= sign * step
+                slopes[tuple(index)] = n_rows * (values[0] - values[1]) / (2 * step)
+            fields.append(slopes)
+    trainer = make_trainer(model, n_rows)
+    steps = watch(monkeypatch, trainer, noise)
+    trainer.step(rows, 0.25)
+    ((gradient, size),) = steps
+    assert size == 0.25
+    for got, want in zip(gradient, fields, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5 * n_rows)
+
+
+def networks_of(model):
+    return list(model.parameters())
+
+
+@pytest.mark.parametrize(
+    "changes", [{"unbiased": False}, {"beta": 0.5}, {"beta": 4.0}, {"capacity": 1.0}], ids=str
+)
+def test_biased_gradient_is_the_statistics_of_the_rows(monkeypatch, changes):
+    """Also whenever the networks are trained for something other than the bound."""
+    model, rows = nonlinear_model(mixture(3)), data(6)
+    with torch.no_grad():
+        stats = model.graphical.total_stats(model.infer(rows))
+    trainer = make_trainer(model, 600, **changes)
+    steps = watch(monkeypatch, trainer)
+    trainer.step(rows, 0.25)
+    for got, want in zip(steps[0][0], stats, strict=True):
+        torch.testing.assert_close(got, 100 * want)
+    # The two directions differ, so that the test can tell.
+    other = make_trainer(nonlinear_model(mixture(3)), 600)
+    steps = watch(monkeypatch, other)
+    other.step(rows, 0.25)
+    assert any(
+        not torch.allclose(got, 100 * want, rtol=1e-2)
+        for got, want in zip(steps[0][0], stats, strict=True)
+    )
+
+
+def test_networks_get_the_same_gradient_either_way(monkeypatch):
+    gradients = []
+    for unbiased in (True, False):
+        model, rows = nonlinear_model(mixture(3)), data(6)
+        trainer = make_trainer(model, 6, unbiased=unbiased)
+        watch(monkeypatch, trainer)
+        trainer.step(rows, 0.1)
+        gradients.append([p.grad for p in networks_of(model)])
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_a_step_moves_networks_and_mixture_and_reports_the_terms_before_it():
+    model, rows = nonlinear_model(mixture(3)), data(20)
+    noise = make_trainer(model).noise(20)
+    params = model.graphical.expected_params()
+    want = model.elbo(rows, params, noise).bound
+    networks = [p.detach().clone() for p in networks_of(model)]
+    posterior = model.graphical.posterior
+    trainer = make_trainer(model, 20)
+    terms = trainer.step(rows, 0.1)
+    torch.testing.assert_close(terms.bound, want)
+    for before, after in zip(networks, networks_of(model), strict=True):
+        # The first step of Adam is the learning rate, against the sign of the gradient.
+        torch.testing.assert_close(after, before - 0.01 * after.grad.sign(), rtol=0.0, atol=1e-6)
+    moved = model.graphical.posterior
+    assert not torch.equal(moved.components.mean, posterior.components.mean)
+    assert not torch.equal(moved.weights.concentration, posterior.weights.concentration)
+
+
+# beta and capacity -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("beta", "capacity"), [(1.0, 0.0), (0.0, 0.0), (0.3, 0.0), (4.0, 0.0), (1.0, 0.5), (2.0, 1e3)]
+)
+def test_networks_minimise_beta_times_the_distance_of_the_kl_from_capacity(
+    monkeypatch, beta, capacity
+):
+    model, rows = nonlinear_model(mixture(3)), data(6)
+    trainer = make_trainer(model, 6, beta=beta, capacity=capacity)
+    noise = trainer.noise(6)
+    watch(monkeypatch, trainer, noise)
+    terms = model.elbo(rows, model.graphical.expected_params(), noise)
+    kl = terms.posterior.local_kl.mean()
+    sign = 1.0 if kl > capacity else -1.0
+    loss = sign * beta * kl - terms.reconstruction.mean()
+    want = torch.autograd.grad(loss, networks_of(model))
+    trainer.step(rows, 0.1)
+    for got, gradient in zip((p.grad for p in networks_of(model)), want, strict=True):
+        torch.testing.assert_close(got, gradient)
+
+
+def test_a_large_beta_lowers_the_local_kl():
+    kls = []
+    for beta in (0.1, 10.0):
+        model, rows = nonlinear_model(StandardNormalModel(LATENT_DIM)), clusters()
+        trainer = make_trainer(model, len(rows), beta=beta, max_iter=20, n_iter_no_change=20)
+        history, _ = run_training(trainer, rows, None, lambda *_: False)
+        kls.append(history[-1].local_kl)
+    assert kls[1] < 0.5 * kls[0]
+
+
+# Errors ------------------------------------------------------------------------------------------
+
+
+def spoiled(model, **values):
+    with torch.no_grad():
+        for name, value in values.items():
+            model.get_parameter(name.replace("__", ".")).fill_(value)
+    return model
+
+
+@pytest.mark.parametrize("value", [math.inf, math.nan, 1e200])
+def test_a_reconstruction_that_is_not_finite_is_named(value):
+    model = spoiled(nonlinear_model(mixture(3)), decoder__bias=value)
+    kept = {name: v.clone() for name, v in model.state_dict().items()}
+    trainer = make_trainer(model)
+    with pytest.raises(ValueError, match=r"reconstruction term .* not finite for 6 of 6 rows"):
+        trainer.step(data(6), 0.1)
+    # Nothing moved.
+    for name, v in model.state_dict().items():
+        assert torch.equal(v, kept[name]) or not v.isfinite().all()
+
+
+def test_the_advice_depends_on_the_term():
+    model = spoiled(nonlinear_model(mixture(3)), decoder__bias=math.inf)
+    with pytest.raises(ValueError, match=r"learning_rate_init.*student_t"):
+        make_trainer(model).step(data(6), 0.1)
+
+
+def test_a_local_kl_that_is_not_finite_is_named():
+    """The decoder ignores latents that are out of range, the prior does not."""
+    model, _, _ = linear_model(StandardNormalModel(LATENT_DIM))
+    spoiled(model, encoder__bias=1e200, decoder__skip=0.0)
+    with pytest.raises(ValueError, match=r"local KL term .* not finite for 6 of 6 rows") as info:
+        make_trainer(model).step(data(6), 0.1)
+    assert "covariance_prior" in str(info.value)
+
+
+def test_only_the_bad_rows_are_counted():
+    x = data(6).observed.clone()
+    x[[1, 4]] = 1e200
+    model = nonlinear_model(mixture(3))
+    with pytest.raises(ValueError, match="2 of 6 rows"):
+        make_trainer(model).step(Rows(x, data(6).encoded), 0.1)
+
+
+def test_a_failed_inference_is_a_value_error():
+    model = spoiled(nonlinear_model(mixture(3)), encoder__log_precision=math.nan)
+    with pytest.raises(ValueError, match="Training diverged: local inference failed"):
+        make_trainer(model).step(data(6), 0.1)
+
+
+def test_a_failed_natural_step_is_a_value_error(monkeypatch):
+    model = nonlinear_model(mixture(3))
+    trainer = make_trainer(model)
+    monkeypatch.setattr(
+        model.graphical,
+        "total_stats",
+        lambda posterior: [torch.full_like(p, math.nan) for p in model.graphical.expected_params()],
+    )
+    trainer.settings = dataclasses.replace(trainer.settings, unbiased=False)
+    with pytest.raises(ValueError, match=r"Training diverged: q\(theta\) cannot move"):
+        trainer.step(data(6), 0.1)
+
+
+def test_networks_spoiled_by_the_last_step_are_noticed(monkeypatch):
+    model, rows = nonlinear_model(mixture(3)), data(20)
+    trainer = make_trainer(model, 20)
+    step = trainer.step
+
+    def bad_step(*args):
+        terms = step(*args)
+        spoiled(model, encoder__bias=math.nan)
+        return terms
+
+    monkeypatch.setattr(trainer, "step", bad_step)
+    with pytest.raises(ValueError, match=r"Training diverged: encoder\.bias is not finite"):
+        trainer.pass_over(rows)
+
+
+# One epoch ---------------------------------------------------------------------------------------
+
+
+class Bookkeeper:
+    """Stands in for `Trainer.step`: notes what it gets and returns columns of the rows as terms."""
+
+    def __init__(self, trainer):
+        self.trainer, self.rows, self.sizes, self.rates = trainer, [], [], []
+
+    def __call__(self, rows, step_size):
+        self.rows.append(rows.observed[:, 0].long())
+        self.sizes.append(step_size)
+        self.rates.append(self.trainer.adam.param_groups[0]["lr"])
+        return ELBOTerms(rows.observed[:, 1], SimpleNamespace(local_kl=rows.observed[:, 2]))
+
+
+def numbered_rows(n_rows):
+    """Column 0 numbers the rows, column 1 and 2 are taken for the terms of the bound."""
+    x = normal(n_rows, N_FEATURES)
+    x[:, 0] = torch.arange(n_rows)
+    return Rows(x, x)
+
+
+@pytest.mark.parametrize(("n_rows", "batch_size"), [(50, 20), (50, 50), (41, 20), (7, 1), (5, 9)])
+def test_an_epoch_visits_every_row_once(monkeypatch, n_rows, batch_size):
+    trainer = make_trainer(linear_model(mixture(2))[0], n_rows, batch_size=batch_size)
+    book = Bookkeeper(trainer)
+    monkeypatch.setattr(trainer, "step", book)
+    rows = numbered_rows(n_rows)
+    record = trainer.pass_over(rows)
+    visited = torch.cat(book.rows)
+    assert sorted(visited.tolist()) == list(range(n_rows))
+    sizes = [len(batch) for batch in book.rows]
+    assert max(sizes) <= batch_size
+    assert max(sizes) - min(sizes) <= 1
+    assert len(sizes) == math.ceil(n_rows / batch_size)
+    # Every row has the same weight in the record, whatever the size of its batch.
+    assert record.reconstruction == pytest.approx(rows.observed[:, 1].mean().item())
+    assert record.local_kl == pytest.approx(rows.observed[:, 2].mean().item())
+    assert record.global_kl == pytest.approx(trainer.model.graphical.prior_kl().item() / n_rows)
+    assert record.lower_bound == pytest.approx(
+        record.reconstruction - record.local_kl - record.global_kl
+    )
+    assert math.isnan(record.validation_bound)
+    trainer.pass_over(rows)
+    if batch_size < n_rows:
+        assert not torch.equal(torch.cat(book.rows)[n_rows:], visited)
+
+
+def test_natural_steps_of_an_epoch_add_up_to_the_rate(monkeypatch):
+    trainer = make_trainer(linear_model(mixture(2))[0], 41, natural_rate=0.3)
+    book = Bookkeeper(trainer)
+    monkeypatch.setattr(trainer, "step", book)
+    trainer.pass_over(numbered_rows(41))
+    assert sum(book.sizes) == pytest.approx(0.3)
+    for rows, size in zip(book.rows, book.sizes, strict=True):
+        assert size == pytest.approx(0.3 * len(rows) / 41)
+
+
+def test_natural_steps_are_smaller_for_a_larger_data_set_and_never_above_one(monkeypatch):
+    for n_rows, rate, want in ((400, 0.3, 0.03), (40, 50.0, 2.0)):
+        trainer = make_trainer(linear_model(mixture(2))[0], n_rows, natural_rate=rate)
+        book = Bookkeeper(trainer)
+        monkeypatch.setattr(trainer, "step", book)
+        trainer.pass_over(numbered_rows(40))
+        assert sum(book.sizes) == pytest.approx(want)
+        assert max(book.sizes) <= 1.0
+
+
+# Learning rate -----------------------------------------------------------------------------------
+
+
+def test_learning_rate_falls_along_half_a_cosine():
+    trainer = make_trainer(linear_model(mixture(2))[0])
+    rates = []
+    for fraction in (0.0, 0.25, 0.5, 1.0, 1.5):
+        trainer.set_progress(fraction)
+        rates.append(trainer.adam.param_groups[0]["lr"])
+    root = math.sqrt(0.5)
+    assert rates == pytest.approx([0.01, 0.005 * (1 + root), 0.005, 0.0, 0.0], abs=1e-12)
+
+
+@pytest.mark.parametrize("anneal", [True, False])
+def test_learning_rates_of_a_whole_training(monkeypatch, anneal):
+    rows = numbered_rows(40)
+    trainer = make_trainer(
+        linear_model(mixture(2))[0], 40, anneal=anneal, max_iter=3, n_iter_no_change=9
+    )
+    book = Bookkeeper(trainer)
+    monkeypatch.setattr(trainer, "step", book)
+    run_training(trainer, rows, None, lambda *_: False)
+    want = [0.005 * (1 + math.cos(math.pi * i / 6)) if anneal else 0.01 for i in range(6)]
+    assert book.rates == pytest.approx(want)
+
+
+# When training stops -----------------------------------------------------------------------------
+
+
+class ScriptedTrainer:
+    """Its epochs have the bounds that it was given."""
+
+    def __init__(self, bounds, **changes):
+        self.settings = dataclasses.replace(SETTINGS, max_iter=len(bounds), **changes)
+        self.bounds = iter(bounds)
+
+    def pass_over(self, rows, fraction, length):
+        return EpochRecord(next(self.bounds), 0.0, 0.0, 0.0)
+
+
+def run_script(bounds, on_epoch_end=lambda *_: False, **changes):
+    history, converged = run_training(
+        ScriptedTrainer(bounds, **changes), data(2), None, on_epoch_end
+    )
+    assert [record.lower_bound for record in history] == bounds[: len(history)]
+    return len(history), converged
+
+
+@pytest.mark.parametrize(
+    ("bounds", "n_epochs", "converged"),
+    [
+        ([0.0, 1.0, 2.0, 3.0, 4.0, 5.0], 6, False),  # every epoch improves
+        ([0.0] * 9, 4, True),  # the first does, then three do not
+        ([0.0, 1.0, 1.05, 1.1, 1.08, 5.0], 5, True),  # by less than tol
+        ([0.0, 0.0, 0.0, 1.0, 1.0, 1.0, 1.0, 9.0], 7, True),  # the count starts again
+        ([0.0, 0.1, 0.2, 0.3, 9.0], 4, True),  # slow progress: each step counts by itself
+        ([-1.0, 5.0, 0.0, 4.0, 4.9, 9.0], 5, True),  # compared with the best, not the last
+        ([0.0, 0.0, 0.0], 3, False),  # the epochs run out first
+        ([0.0, 0.0, 0.0, 0.0], 4, True),  # both at once
+    ],
+)
+def test_stops_after_epochs_without_improvement(bounds, n_epochs, converged):
+    assert run_script(bounds, tol=0.15, n_iter_no_change=3) == (n_epochs, converged)
+
+
+def test_an_improvement_equal_to_tol_is_none():
+    assert run_script([0.0, 0.5, 1.0, 1.5], tol=0.5, n_iter_no_change=2) == (3, True)
+    assert run_script([0.0, 0.5, 1.0, 1.5], tol=0.49, n_iter_no_change=2) == (4, False)
+
+
+def test_a_callback_sees_every_epoch_and_can_stop():
+    seen = []
+
+    def on_epoch_end(epoch, record):
+        seen.append((epoch, record.lower_bound))
+        return epoch == 2
+
+    assert run_script([5.0, 6.0, 7.0, 8.0], on_epoch_end) == (3, True)
+    assert seen == [(0, 5.0), (1, 6.0), (2, 7.0)]
+
+
+# Early stopping ----------------------------------------------------------------------------------
+
+
+class WanderingTrainer(Trainer):
+    """Its epochs put the decoder at scripted distances from the best one, and the mixture too."""
+
+    def pass_over(self, rows, fraction=0.0, length=0.0):
+        distance = next(self.distances)
+        with torch.no_grad():
+            self.model.decoder.bias.copy_(self.best_bias + distance)
+        weights = self.model.graphical.posterior.weights
+        moved = weights._replace(concentration=weights.concentration + 1.0)
+        self.model.graphical.posterior = self.model.graphical.posterior._replace(weights=moved)
+        self.concentrations.append(moved.concentration)
+        return EpochRecord(-distance, 0.0, 0.0, 0.125)
+
+
+def wandering(distances, **changes):
+    model, _, b = linear_model(mixture(2))
+    settings = dataclasses.replace(SETTINGS, max_iter=len(distances), **changes)
+    trainer = WanderingTrainer(model, 60, settings, generator())
+    trainer.distances, trainer.best_bias, trainer.concentrations = iter(distances), b, []
+    likelihood = model.likelihood
+    z, _ = model.graphical.sample(200, generator(5))
+    x = likelihood.sample(model.decode(z), {}, generator(6)).detach()
+    return trainer, Rows(x, x)
+
+
+def test_early_stopping_ends_as_the_best_model_on_the_validation_rows():
+    trainer, validation = wandering([3.0, 2.0, 0.0, 1.0, 2.0, 3.0, 0.0], n_iter_no_change=3)
+    history, converged = run_training(trainer, data(4), validation, lambda *_: False)
+    assert converged
+    bounds = [record.validation_bound for record in history]
+    assert len(bounds) == 6
+    assert max(bounds) == bounds[2]
+    assert bounds[0] < bounds[1] < bounds[2] > bounds[3] > bounds[4] > bounds[5]
+    torch.testing.assert_close(trainer.model.decoder.bias[0].detach(), trainer.best_bias)
+    assert torch.equal(
+        trainer.model.graphical.posterior.weights.concentration, trainer.concentrations[2]
+    )
+
+
+def test_the_validation_bound_is_that_of_the_rows_less_the_global_term():
+    trainer, validation = wandering([0.0])
+    (record,), _ = run_training(trainer, data(4), validation, lambda *_: False)
+    # Encoder and decoder are linear and match, so the bound does not depend on the noise.
+    params = trainer.model.graphical.expected_params()
+    want = trainer.model.elbo(validation, params, cubature(200)).bound.mean().item() - 0.125
+    assert record.validation_bound == pytest.approx(want, rel=1e-9)
+    assert record.lower_bound == 0.0
+
+
+def test_validation_rows_decide_and_not_the_training_bound():
+    """Here the training bound falls for the first three epochs and the validation bound rises."""
+    trainer, validation = wandering([0.3, 0.2, 0.1, 0.0], n_iter_no_change=2)
+    scripted = iter([-1.0, -2.0, -3.0, -4.0])
+    plain = trainer.pass_over
+
+    def pass_over(*args):
+        return dataclasses.replace(plain(*args), lower_bound=next(scripted))
+
+    trainer.pass_over = pass_over
+    history, converged = run_training(trainer, data(4), validation, lambda *_: False)
+    assert len(history) == 4
+    assert not converged
+
+
+def test_without_validation_rows_training_ends_with_the_last_model():
+    trainer, _ = wandering([0.0, 1.0, 2.0])
+    run_training(trainer, data(4), None, lambda *_: False)
+    torch.testing.assert_close(trainer.model.decoder.bias[0].detach(), trainer.best_bias + 2.0)
+
+
+# Randomness --------------------------------------------------------------------------------------
+
+
+def trained_state(seed, dtype=torch.float64, validation=None):
+    model = nonlinear_model(mixture(3)).to(dtype)
+    model.graphical = type(model.graphical).from_state(
+        {name: value.to(dtype) for name, value in model.graphical.state().items()}
+    )
+    model.settings = FixedPointSettings()
+    rows = Rows(*(field.to(dtype) for field in clusters()))
+    trainer = make_trainer(model, len(rows), seed=seed, max_iter=3)
+    history, _ = run_training(trainer, rows, validation, lambda *_: False)
+    state = {**model.state_dict(), **model.graphical.state()}
+    assert all(value.dtype == dtype for value in state.values())
+    return torch.cat([value.flatten() for value in state.values()]), history
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_equal_seeds_give_equal_models_to_the_bit(dtype):
+    before = torch.random.get_rng_state()
+    first, second, other = (trained_state(seed, dtype) for seed in (0, 0, 1))
+    assert torch.equal(first[0], second[0])
+    assert str(first[1]) == str(second[1])
+    assert not torch.equal(first[0], other[0])
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_single_precision_follows_double():
+    single, double = trained_state(0, torch.float32)[1], trained_state(0)[1]
+    # Draws in the two precisions differ, so only the size of the bound is comparable.
+    assert single[-1].lower_bound == pytest.approx(double[-1].lower_bound, rel=0.1)
+
+
+def test_noise_has_a_draw_for_every_row():
+    trainer = make_trainer(linear_model(mixture(2))[0], n_draws=3)
+    noise = trainer.noise(7)
+    assert noise.shape == (3, 7, LATENT_DIM)
+    assert noise.dtype == torch.float64
+    assert not torch.equal(noise, trainer.noise(7))
+    assert torch.equal(noise, make_trainer(linear_model(mixture(2))[0], n_draws=3).noise(7))
