@@ -36,7 +36,9 @@ quick = os.environ.get("SKSVAE_EXAMPLE_QUICK") == "1"
 X, y = load_digits(return_X_y=True)
 X_train, X_test, y_train, y_test = train_test_split(X, y, stratify=y, random_state=0)
 
-svae = SVAEGaussianMixture(n_components=10, latent_dim=10, standardize=False, random_state=0)
+svae = SVAEGaussianMixture(
+    n_components=10, latent_dim=10, standardize=False, max_iter=60, random_state=0
+)
 if quick:
     svae.set_params(max_iter=3, pretraining_iter=3, n_starts=2)
 models = {

@@ -115,7 +115,7 @@ def optimizer_to_arrays(optimizer: torch.optim.Optimizer) -> ArrayState:
     Parameters
     ----------
     optimizer : torch.optim.Optimizer
-        An optimiser with one parameter group.
+        An optimiser.
 
     Returns
     -------

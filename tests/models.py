@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Small models whose bounds are known, for the tests of objective, training and persistence."""
 
+import dataclasses
 import math
+from types import SimpleNamespace
 
 import torch
 
@@ -9,7 +11,8 @@ from sksvae.expfam import DirichletParams, NIWParams
 from sksvae.graphical import GaussianMixtureModel, MixturePrior
 from sksvae.inference import FixedPointSettings
 from sksvae.likelihoods.gaussian import GaussianLikelihood
-from sksvae.objective import Rows, StructuredVAE
+from sksvae.objective import ELBOTerms, Rows, StructuredVAE
+from sksvae.training import Trainer, TrainingSettings
 
 N_FEATURES, LATENT_DIM = 4, 2
 NOISE = 0.3  # observation variance
@@ -99,3 +102,43 @@ def nonlinear_model(graphical, likelihood=None, **kwargs):
         model.encoder.mlp.output.weight.mul_(60.0)
         model.decoder.mlp.output.weight.mul_(60.0)
     return model
+
+
+# Training ----------------------------------------------------------------------------------------
+
+SETTINGS = TrainingSettings(max_iter=10, batch_size=20, learning_rate=0.01, tol=0.0)
+
+
+def make_trainer(model, n_rows=60, seed=0, **changes):
+    settings = dataclasses.replace(SETTINGS, **changes)
+    return Trainer(model, n_rows, settings, generator(seed))
+
+
+def clusters(n_rows=60):
+    """Three bent clusters."""
+    labels = torch.arange(n_rows) % 3
+    centers = 2.5 * normal(3, N_FEATURES, seed=20)
+    z = normal(n_rows, 1, seed=21)
+    x = centers[labels] + torch.cat([z, z.square() - 1, 0.5 * z, -z], 1)
+    x = x + 0.3 * normal(n_rows, N_FEATURES, seed=22)
+    return Rows(x, x)
+
+
+class Bookkeeper:
+    """Stands in for `Trainer.step`: notes what it gets and returns columns of the rows as terms."""
+
+    def __init__(self, trainer):
+        self.trainer, self.rows, self.sizes, self.rates = trainer, [], [], []
+
+    def __call__(self, rows, step_size):
+        self.rows.append(rows.observed[:, 0].long())
+        self.sizes.append(step_size)
+        self.rates.append(self.trainer.adam.param_groups[0]["lr"])
+        return ELBOTerms(rows.observed[:, 1], SimpleNamespace(local_kl=rows.observed[:, 2]))
+
+
+def numbered_rows(n_rows):
+    """Column 0 numbers the rows, column 1 and 2 are taken for the terms of the bound."""
+    x = normal(n_rows, N_FEATURES)
+    x[:, 0] = torch.arange(n_rows)
+    return Rows(x, x)

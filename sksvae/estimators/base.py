@@ -435,7 +435,23 @@ class BaseSVAE(
         return rows.take(order[n_validation:]), rows.take(order[:n_validation])
 
     def _final_bound(self, model: StructuredVAE, rows: Rows, generator: torch.Generator) -> float:
-        """Bound on all training rows, per row, with fresh draws."""
+        """Bound on all training rows, checked: no step follows that would notice."""
+        try:
+            bound = self._mean_bound(model, rows, generator)
+        except torch.linalg.LinAlgError as error:
+            raise self._diverged_at_the_end(f"local inference fails, since {error}") from error
+        if not math.isfinite(bound):
+            raise self._diverged_at_the_end(f"the bound is {bound}")
+        return bound
+
+    def _diverged_at_the_end(self, what: str) -> ValueError:
+        return ValueError(
+            f"Training diverged: at its end {what.rstrip('.')}. What may help: lower "
+            f"learning_rate_init={self.learning_rate_init}."
+        )
+
+    def _mean_bound(self, model: StructuredVAE, rows: Rows, generator: torch.Generator) -> float:
+        """Bound per row, with fresh draws."""
         total = 0.0
         params = model.graphical.expected_params()
         with torch.no_grad():
@@ -448,13 +464,7 @@ class BaseSVAE(
                     device=chunk.encoded.device,
                 )
                 total += float(model.elbo(chunk, params, noise).bound.sum())
-        bound = (total - float(model.graphical.prior_kl())) / len(rows)
-        if not math.isfinite(bound):
-            raise ValueError(
-                f"Training diverged: at its end the bound is {bound}. What may help: lower "
-                f"learning_rate_init={self.learning_rate_init}."
-            )
-        return bound
+        return (total - float(model.graphical.prior_kl())) / len(rows)
 
     def _fitted_attributes(self, scaling: Scaling, result: FitResult, n_seen: int) -> dict:
         """Everything that a fit leaves on the estimator."""

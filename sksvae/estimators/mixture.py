@@ -123,7 +123,7 @@ class SVAEGaussianMixture(BaseSVAE):
     Attributes
     ----------
     weights_ : ndarray of shape (n_components,)
-        Expected weights, in decreasing order.
+        Expected weights, in decreasing order after `fit`.
     means_ : ndarray of shape (n_components, latent_dim)
         Expected means, in the latent space; `inverse_transform` decodes them.
     covariances_ : ndarray of shape (n_components, latent_dim, latent_dim)
@@ -509,7 +509,8 @@ class SVAEGaussianMixture(BaseSVAE):
         -------
         self : SVAEGaussianMixture
             With new ``weights_``, ``means_`` and ``covariances_``, fitted from where they stood
-            to the posterior of ``X`` alone.
+            to the posterior of ``X`` alone. Components keep their places, and what `fit` said
+            about its own training (``lower_bound_``, ``history_``) stays.
         """
         X, likelihood = self._checked_rows(X)
         model = self._rebuild()

@@ -44,8 +44,6 @@ class Scaling(NamedTuple):
         """
         wide = working.astype(np.float64)
         location = _mean(wide)
-        # The second pass takes back what the first rounds off: a constant column ends at zero.
-        location = location + _mean(wide - location)
         # What rounding alone can leave of a constant column is no variation.
         rounding = 10 * np.finfo(working.dtype).eps * np.abs(wide).max(0)
         scale = _root_mean_square(wide - location)
@@ -98,7 +96,7 @@ def _largest(values: np.ndarray) -> np.ndarray:
 
 
 def _mean(values: np.ndarray) -> np.ndarray:
-    """Mean over the first axis, safe from overflow."""
+    """Mean over the first axis, safe from overflow and exact for a constant."""
     unit = _largest(values)
     return unit * np.mean(values / unit, axis=0)
 

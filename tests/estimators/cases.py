@@ -1,8 +1,12 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Estimators that fit in a blink, and small tables for them."""
 
+import functools
+import warnings
+
 import numpy as np
 import pytest
+from sklearn.exceptions import ConvergenceWarning
 
 from sksvae import VAE, SVAEGaussianMixture
 
@@ -46,6 +50,14 @@ def data_for(likelihood, n_rows=30, n_features=4, seed=0):
     if likelihood == "gamma":
         return rng.gamma(1.0, rate)
     return rng.normal(rate)
+
+
+@functools.cache
+def fitted(Estimator):
+    """Return an estimator that was fitted to `blobs`, for tests that only read it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return quick(Estimator, n_components=2).fit(blobs()[0])
 
 
 def fitted_attributes(estimator):

@@ -1,22 +1,33 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Every bad input gives a clear error or a right result, and leaves nothing half-fitted."""
 
+import copy
 import re
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from scipy import sparse
 from sklearn.exceptions import NotFittedError
 
 from sksvae import VAE, SVAEGaussianMixture
 from sksvae.likelihoods import LIKELIHOODS
 
-from .cases import ESTIMATORS, blobs, data_for, each_estimator, fitted_attributes, outputs, quick
+from .cases import (
+    ESTIMATORS,
+    blobs,
+    data_for,
+    each_estimator,
+    fitted,
+    fitted_attributes,
+    outputs,
+    quick,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 
-X, _ = blobs(n_per_blob=10)
+X, _ = blobs()
 READERS = ["transform", "score", "score_samples", "predict", "predict_proba", "refit_mixture"]
 READINGS = [
     (Estimator, name) for Estimator in ESTIMATORS for name in READERS if hasattr(Estimator, name)
@@ -78,7 +89,7 @@ def test_sparse_tables_have_to_be_dense(Estimator, kind):
 
 @pytest.mark.parametrize(("Estimator", "reader"), READINGS)
 def test_tables_that_cannot_be_read(Estimator, reader):
-    estimator = quick(Estimator).fit(X)
+    estimator = fitted(Estimator)
     for name in ("empty", "1-D", "complex", "NaN", "infinite", "text"):
         table, message = BAD_TABLES[name]
         with pytest.raises(ValueError, match=re.compile(message.split(" minimum")[0], re.DOTALL)):
@@ -226,7 +237,7 @@ def test_unavailable_device(Estimator, device):
         with pytest.raises(ValueError, match=message):
             method(X)
     assert fitted_attributes(estimator) == {}
-    estimator.set_params(device="cpu").fit(X).set_params(device=device)
+    estimator = copy.deepcopy(fitted(Estimator)).set_params(device=device)
     for method in (estimator.transform, estimator.score, lambda _: estimator.sample()):
         with pytest.raises(ValueError, match=message):
             method(X)
@@ -322,6 +333,27 @@ def test_a_single_step_that_spoils_the_weights(Estimator):
     assert fitted_attributes(estimator) == {}
 
 
+@pytest.mark.parametrize(
+    ("outcome", "message"),
+    [
+        (torch.linalg.LinAlgError("not positive definite."), "inference fails, since not positive"),
+        (np.nan, "the bound is nan"),
+    ],
+    ids=["inference", "bound"],
+)
+def test_an_end_that_is_not_finite(monkeypatch, outcome, message):
+    def mean_bound(*_):
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    monkeypatch.setattr(VAE, "_mean_bound", mean_bound)
+    estimator = quick(VAE)
+    with pytest.raises(ValueError, match=f"Training diverged: .*{message}.*learning_rate_init=0"):
+        estimator.fit(X)
+    assert fitted_attributes(estimator) == {}
+
+
 @each_estimator
 @pytest.mark.parametrize("how", ["fit", "warm_start", "partial_fit", "features"])
 def test_a_fit_that_fails_leaves_the_one_before(Estimator, how):
@@ -392,7 +424,7 @@ def test_unfitted_estimators_say_so(Estimator):
     [*READINGS, *((Estimator, "partial_fit") for Estimator in ESTIMATORS)],
 )
 def test_wrong_number_of_features(Estimator, method):
-    estimator = quick(Estimator).fit(X)
+    estimator = fitted(Estimator)
     for table in (X[:, :2], np.column_stack([X, X])):
         with pytest.raises(ValueError, match=rf"X has {table.shape[1]} features, .* expecting 3"):
             getattr(estimator, method)(table)
@@ -425,7 +457,7 @@ def test_inverse_transform_of_the_wrong_width(Estimator):
 @each_estimator
 @pytest.mark.parametrize("n_samples", [0, -1, 1.5, "3", None])
 def test_number_of_samples(Estimator, n_samples):
-    estimator = quick(Estimator).fit(X)
+    estimator = fitted(Estimator)
     with pytest.raises(
         ValueError, match=rf"n_samples must be an integer of at least 1, got {n_samples!r}"
     ):

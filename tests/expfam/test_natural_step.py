@@ -221,7 +221,7 @@ def test_only_the_row_of_the_offending_concentration_is_halved():
 
 
 @every_family
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(data=st.data())
 def test_a_step_is_the_longest_of_its_halvings_that_stays_inside(name, data):
     family = EXPONENTIAL_FAMILIES[name]

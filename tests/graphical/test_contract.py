@@ -134,7 +134,7 @@ def test_local_kl_is_not_negative(name):
 @each_model
 def test_the_surrogate_bounds_the_evidence_of_the_potentials(name):
     """``log int l(z) p(z) dz`` by quadrature, p(z) with theta integrated out."""
-    model, potentials = build(name, dim=1), potentials_of(dim=1)
+    model, potentials = build(name, dim=1), potentials_of(dim=1, n_rows=6)
     bound = surrogate(potentials, infer(model, potentials))
     for n, (r, R) in enumerate(zip(*(field[:, 0].tolist() for field in potentials), strict=True)):
 
