@@ -57,19 +57,13 @@ def test_estimator(estimator, check):
 
 MORE_CHECKS = [
     checks.check_param_validation,
-    checks.check_do_not_raise_errors_in_init_or_set_params,
     checks.check_set_output_transform,
     checks.check_set_output_transform_pandas,
     checks.check_global_output_transform_pandas,
     checks.check_transformer_get_feature_names_out,
     checks.check_transformer_get_feature_names_out_pandas,
     checks.check_get_feature_names_out_error,
-    checks.check_readonly_memmap_input,
     checks.check_inplace_ensure_writeable,
-    checks.check_estimators_pickle,
-    checks.check_n_features_in,
-    checks.check_n_features_in_after_fitting,
-    checks.check_f_contiguous_array_estimator,
 ]
 
 

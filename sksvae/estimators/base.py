@@ -581,7 +581,8 @@ class BaseSVAE(
             Means, in the units of X.
         """
         check_is_fitted(self)
-        Z = check_array(Z, dtype=self.location_.dtype, input_name="Z")
+        # A copy: torch cannot wrap read-only memory, nor negative strides.
+        Z = check_array(Z, dtype=self.location_.dtype, order="C", copy=True, input_name="Z")
         if Z.shape[1] != self.latent_dim_:
             raise ValueError(
                 f"Z has {Z.shape[1]} columns, but this {type(self).__name__} has "

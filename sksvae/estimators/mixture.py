@@ -355,9 +355,11 @@ class SVAEGaussianMixture(BaseSVAE):
         dim = means.shape[-1]
         mean, covariance = means[0], covariances[0]
         if self.mean_prior is not None:
-            mean = mean.new_tensor(np.asarray(self.mean_prior, dtype=np.float64))
+            mean = mean.new_tensor(checked_numbers(self.mean_prior, (dim,), "mean_prior"))
         if self.covariance_prior is not None:
-            covariance = mean.new_tensor(np.asarray(self.covariance_prior, dtype=np.float64))
+            covariance = mean.new_tensor(
+                checked_covariance(self.covariance_prior, dim, "covariance_prior")
+            )
         dof = dim if self.degrees_of_freedom_prior is None else self.degrees_of_freedom_prior
         concentration = self.weight_concentration_prior
         return MixturePrior.symmetric(

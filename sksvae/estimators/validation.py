@@ -146,7 +146,8 @@ def checked_numbers(value: object, shape: tuple[int, ...], name: str) -> np.ndar
         raise ValueError(f"{wanted}: {error}") from error
     if array.shape != shape:
         raise ValueError(f"{wanted}, got shape {array.shape}.")
-    return array
+    # A copy: torch cannot wrap read-only memory, nor negative strides.
+    return array.copy()
 
 
 def checked_covariance(value: object, dim: int, name: str) -> np.ndarray:

@@ -15,8 +15,8 @@ each_estimator = pytest.mark.parametrize("Estimator", ESTIMATORS)
 
 _QUICK = {
     "hidden_layer_sizes": (6,),
-    "max_iter": 3,
-    "pretraining_iter": 2,
+    "max_iter": 2,
+    "pretraining_iter": 1,
     "n_starts": 1,
     "random_state": 0,
 }

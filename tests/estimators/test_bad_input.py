@@ -184,6 +184,34 @@ def test_constant_columns_stay_constant(Estimator):
     np.testing.assert_allclose(reconstruction[:, 3], 7.0, atol=0.3)
 
 
+@each_estimator
+@pytest.mark.filterwarnings("error")
+def test_arrays_that_torch_cannot_wrap(Estimator):
+    """Read-only, as pandas hands them out, or reversed."""
+    frozen = X.copy()
+    frozen.flags.writeable = False
+    estimator = fitted(Estimator)
+    latents = estimator.transform(X)
+    reconstruction = estimator.inverse_transform(latents)
+    for table in (frozen, X[::-1][::-1], pd.DataFrame(X).to_numpy()):
+        np.testing.assert_array_equal(estimator.transform(table), latents)
+        np.testing.assert_array_equal(estimator.score_samples(table), estimator.score_samples(X))
+    np.testing.assert_allclose(estimator.inverse_transform(latents[::-1]), reconstruction[::-1])
+    latents.flags.writeable = False
+    np.testing.assert_array_equal(estimator.inverse_transform(latents), reconstruction)
+    if Estimator is SVAEGaussianMixture:
+        edited = estimator.move_component(0, latents[3, ::-1])
+        np.testing.assert_array_equal(edited.means_[0], latents[3, ::-1])
+
+
+@pytest.mark.filterwarnings("error:The given NumPy array:UserWarning")
+def test_priors_that_torch_cannot_wrap():
+    frozen = np.eye(3)
+    frozen.flags.writeable = False
+    estimator = quick(SVAEGaussianMixture, mean_prior=np.arange(3)[::-1], covariance_prior=frozen)
+    assert_usable(estimator.fit(X), X)
+
+
 # ---- parameters ----
 
 

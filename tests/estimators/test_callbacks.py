@@ -138,7 +138,7 @@ def test_callbacks_do_not_change_the_fit(Estimator):
 @pytest.mark.filterwarnings("error::sklearn.exceptions.ConvergenceWarning")
 @pytest.mark.parametrize("stop_after", [1, 2, 4])
 def test_a_callback_stops_a_run(Estimator, stop_after):
-    """In pretraining (the first two epochs of the mixture), too."""
+    """In pretraining (the first epoch of the mixture), too."""
     recorder = Recorder(stop_after=stop_after)
     estimator = fit_with(recorder, quick(Estimator, n_components=2, max_iter=30))
     assert len(recorder.tasks("epoch")) == estimator.n_iter_ == stop_after
