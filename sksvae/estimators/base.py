@@ -140,7 +140,7 @@ class BaseSVAE(
         """Fewest training rows that `_initialize` can do with."""
         return 1
 
-    def _fixed_point_settings(self) -> FixedPointSettings:
+    def _fixed_point_settings(self, to_train: bool) -> FixedPointSettings:
         """How local inference is iterated."""
         return FixedPointSettings()
 
@@ -406,7 +406,7 @@ class BaseSVAE(
             graphical,
             tensor(scaling.location),
             tensor(scaling.scale),
-            self._fixed_point_settings(),
+            self._fixed_point_settings(to_train=True),
         ).to(like.device)
         # Two rows with the variances that the linear model leaves, in the units of the likelihood.
         deviations = np.sqrt(left) * (1.0 if likelihood.standardizes else scaling.scale)
@@ -506,7 +506,7 @@ class BaseSVAE(
             activation=self.architecture_["activation"],
             likelihood=self._fitted_likelihood(),
             graphical=self._graphical_name,
-            settings=self._fixed_point_settings(),
+            settings=self._fixed_point_settings(to_train),
             device=str(checked_device(self.device)),
         )
         state = self.model_state_

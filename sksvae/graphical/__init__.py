@@ -6,6 +6,7 @@ To add one, write a module with a subclass of `GraphicalModel` and register it h
 
 from sksvae.graphical.api import GraphicalModel, Posterior, Potentials
 from sksvae.graphical.mixture import GaussianMixtureModel, MixturePrior
+from sksvae.graphical.pruning import Removal, propose_removal, prune_components
 from sksvae.graphical.standard_normal import StandardNormalModel
 
 GRAPHICAL_MODELS: dict[str, type[GraphicalModel]] = {
@@ -20,5 +21,8 @@ __all__ = [
     "MixturePrior",
     "Posterior",
     "Potentials",
+    "Removal",
     "StandardNormalModel",
+    "propose_removal",
+    "prune_components",
 ]

@@ -177,14 +177,18 @@ class GaussianMixtureModel(GraphicalModel):
         def update(point: Tensor, rows: Tensor | None = None) -> Tensor:
             return coupling.logits(moments_of(point, rows)).softmax(-1)
 
-        with torch.no_grad():
-            start = self._start(potentials, coupling)
-        if settings.gradient == "unrolled":
-            point, end = _unrolled(update, start, settings)
+        if self.n_components == 1:
+            end = _sure(r)
+            point = end.point
+        elif settings.gradient == "unrolled":
+            point, end = _unrolled(update, self._start(potentials, coupling), settings)
         else:
+            start = self._start(potentials, coupling)
             end = solve_fixed_point(update, start, settings.max_updates, settings.tol)
-            fisher, curvature = _adjoint_operators(coupling, moments_of, end.point)
-            point = attach_implicit_gradient(update, end, fisher, curvature, settings)
+            moments = moments_of(end.point)
+            fisher, curvature = _adjoint_operators(coupling, moments, end.point)
+            following = coupling.logits(moments).softmax(-1)
+            point = attach_implicit_gradient(following, end, fisher, curvature, settings)
         moments = moments_of(point)
         return Posterior(
             mean=moments.mean,
@@ -195,6 +199,25 @@ class GaussianMixtureModel(GraphicalModel):
             converged=end.converged,
         )
 
+    def expected_log_joint(self, posterior: Posterior) -> Tensor:
+        """``E_q[log pi_k N(z | mu_k, Sigma_k)]`` of each row and component.
+
+        Parameters
+        ----------
+        posterior : Posterior
+            Of the rows.
+
+        Returns
+        -------
+        Tensor of shape (n_rows, n_components)
+            Expectation over q(z) and q(theta), without a gradient.
+        """
+        with torch.no_grad():
+            coupling = _Coupling.from_params(self.expected_params())
+            second = posterior.covariance + posterior.mean.unsqueeze(-1) * posterior.mean.unsqueeze(-2)
+            return coupling.constant + coupling.linear(posterior.mean, second)
+
+    @torch.no_grad()
     def _start(self, potentials: Potentials, coupling: _Coupling) -> Tensor:
         """First q(k): the evidence of z under one Gaussian with the moments of the mixture.
 
@@ -359,24 +382,34 @@ def _unrolled(update, start: Tensor, settings: FixedPointSettings) -> tuple[Tens
     return point, end
 
 
-def _adjoint_operators(coupling: _Coupling, moments_of, point: Tensor):
+def _sure(like: Tensor) -> FixedPoint:
+    """Posterior of the only component there is."""
+    n_rows = like.shape[0]
+    return FixedPoint(
+        like.new_ones(n_rows, 1),
+        torch.zeros(n_rows, dtype=torch.long, device=like.device),
+        torch.ones(n_rows, dtype=torch.bool, device=like.device),
+    )
+
+
+def _adjoint_operators(coupling: _Coupling, moments: GaussianMoments, point: Tensor):
     """Products with ``F_k`` and ``S = Theta F_z Theta'`` at a fixed point, in closed form.
 
     A change ``(dh, dJ)`` of the natural parameters of q(z) moves its moments by
     ``dm = V (dh - dJ m)`` and ``dV = -V dJ V``.
     """
     coupling = _Coupling(*(field.detach() for field in coupling))
-    cache: list[GaussianMoments] = []  # the moments are needed in a backward pass only
+    all_means, all_covariances = moments.mean.detach(), moments.covariance.detach()
 
-    def fisher(v: Tensor) -> Tensor:
-        weighted = point * v
-        return weighted - point * weighted.sum(-1, keepdim=True)
+    def fisher(v: Tensor, rows: Tensor | None) -> Tensor:
+        weights = point if rows is None else point[rows]
+        weighted = weights * v
+        return weighted - weights * weighted.sum(-1, keepdim=True)
 
-    def curvature(v: Tensor) -> Tensor:
-        if not cache:
-            with torch.no_grad():
-                cache.append(moments_of(point))
-        mean, covariance, _ = cache[0]
+    def curvature(v: Tensor, rows: Tensor | None) -> Tensor:
+        mean, covariance = all_means, all_covariances
+        if rows is not None:
+            mean, covariance = mean[rows], covariance[rows]
         d_h, d_J = coupling.to_gaussian(v)
         column = mean.unsqueeze(-1)
         d_mean = covariance @ (d_h.unsqueeze(-1) - d_J @ column)

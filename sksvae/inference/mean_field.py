@@ -32,7 +32,9 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-Operator = Callable[[Tensor], Tensor]
+# Product of each row of a batch with its own matrix; the second argument gives the indices of the
+# rows that the batch holds, None for all.
+Operator = Callable[[Tensor, Tensor | None], Tensor]
 GradientMethod = Literal["cg", "richardson", "none", "unrolled"]
 
 
@@ -160,9 +162,10 @@ def solve_adjoint(
     Parameters
     ----------
     fisher : callable
-        Product with ``F``, symmetric positive semi-definite.
+        ``fisher(v, rows)``: product with ``F``, symmetric positive semi-definite, of the rows with
+        the given indices (``None``: all).
     curvature : callable
-        Product with ``S``, symmetric positive semi-definite.
+        The same for ``S``, symmetric positive semi-definite.
     cotangent : Tensor of shape (n_rows, ...)
         ``g``.
     method : {'cg', 'richardson', 'none'}
@@ -184,7 +187,7 @@ def solve_adjoint(
     --------
     >>> import torch
     >>> from sksvae.inference import solve_adjoint
-    >>> scale = lambda v: v / 2
+    >>> scale = lambda v, rows: v / 2
     >>> solve_adjoint(scale, scale, torch.ones(1, 1), method="cg", max_steps=5, tol=1e-6,
     ...               converged=torch.tensor([True]))
     tensor([[1.3333]])
@@ -201,9 +204,8 @@ def _row_dot(a: Tensor, b: Tensor) -> Tensor:
     return (a * b).flatten(1).sum(1).view(-1, *(1,) * (a.ndim - 1))
 
 
-def _as_rows(limit: Tensor | int, like: Tensor) -> Tensor:
-    limit = torch.as_tensor(limit, device=like.device).expand(like.shape[0])
-    return limit.view(-1, *(1,) * (like.ndim - 1))
+def _limits(max_steps: Tensor | int, like: Tensor) -> Tensor:
+    return torch.as_tensor(max_steps, device=like.device).expand(like.shape[0])
 
 
 def _conjugate_gradients(
@@ -213,35 +215,45 @@ def _conjugate_gradients(
 
     In the inner product of ``F`` the operator ``I - S F`` is self-adjoint, so iterating on the
     residual ``r = g - (I - S F) b`` needs one product with each of ``F`` and ``S`` per step, and
-    never leaves the range where the singular ``F`` is positive.
+    never leaves the range where the singular ``F`` is positive. Most rows are done at once: they
+    are sure of one component, or soon near enough. The others go on by themselves.
     """
-    limit = _as_rows(max_steps, cotangent)
-    solution = cotangent
-    residual = curvature(fisher(cotangent))  # g - (I - S F) g
-    direction = residual
-    weighted = fisher(direction)  # F p
+    solution = cotangent.clone()
+    weighted_cotangent = fisher(cotangent, None)
+    residual = curvature(weighted_cotangent, None)  # g - (I - S F) g
+    weighted = fisher(residual, None)
     norm = _row_dot(residual, weighted)  # r'F r
     # Rows that are sure of one component have products that underflow: nothing left to solve.
     finfo = torch.finfo(norm.dtype)
     negligible = finfo.tiny / finfo.eps**2
-    threshold = (tol**2 * _row_dot(cotangent, fisher(cotangent))).clamp_min(negligible)
-    moving = norm > threshold
+    threshold = (tol**2 * _row_dot(cotangent, weighted_cotangent)).clamp_min(negligible)
+    limit = _limits(max_steps, cotangent)
+    rows = ((norm > threshold).flatten() & (limit > 0)).nonzero().squeeze(1)
+    residual, weighted, norm, threshold, limit = (
+        field[rows] for field in (residual, weighted, norm, threshold, limit)
+    )
+    direction = residual
     step = 0
-    while bool((moving := moving & (step < limit)).any()):
-        image = direction - curvature(weighted)  # (I - S F) p
+    while rows.numel():
+        image = direction - curvature(weighted, rows)  # (I - S F) p
         bend = _row_dot(weighted, image)  # p'F (I - S F) p
-        moving = moving & (bend > 0)
-        length = torch.where(moving, norm / torch.where(moving, bend, torch.ones_like(bend)), 0.0)
-        solution = solution + length * direction
+        rising = bend > 0
+        length = torch.where(rising, norm / bend, 0.0)
+        solution[rows] += length * direction
         residual = residual - length * image
-        weighted_residual = fisher(residual)
+        weighted_residual = fisher(residual, rows)
         next_norm = _row_dot(residual, weighted_residual)
-        ratio = torch.where(moving, next_norm / torch.where(moving, norm, 1.0), 0.0)
+        ratio = next_norm / norm
         direction = residual + ratio * direction
         weighted = weighted_residual + ratio * weighted
         norm = next_norm
-        moving = moving & (norm > threshold)
         step += 1
+        moving = (rising & (norm > threshold)).flatten() & (step < limit)
+        if not moving.all():
+            rows, residual, direction, weighted, norm, threshold, limit = (
+                field[moving]
+                for field in (rows, residual, direction, weighted, norm, threshold, limit)
+            )
     return solution
 
 
@@ -254,34 +266,34 @@ def _richardson(
     converged: Tensor,
 ) -> Tensor:
     """Iterate ``b <- g + S F b`` [P, (9)], with the caps and thresholds of [P]."""
-    limit = _as_rows(max_steps, cotangent)
-    trusted = converged.view_as(limit)
-    scale = cotangent.flatten(1).abs().amax(1).view_as(limit)
-    solution = cotangent
-    moving = trusted
+    solution = cotangent.clone()
+    limit = _limits(max_steps, cotangent)
+    scale = cotangent.flatten(1).abs().amax(1)
+    rows = (converged & (limit > 0)).nonzero().squeeze(1)
     step = 0
-    while bool((moving := moving & (step < limit)).any()):
-        following = cotangent + curvature(fisher(solution))
-        change = (following - solution).flatten(1).abs().amax(1).view_as(limit)
-        solution = torch.where(moving, following, solution)
-        moving = moving & (change > tol * scale)
+    while rows.numel():
+        current = solution[rows]
+        following = cotangent[rows] + curvature(fisher(current, rows), rows)
+        change = (following - current).flatten(1).abs().amax(1)
+        solution[rows] = following
         step += 1
+        rows = rows[(change > tol * scale[rows]) & (step < limit[rows])]
     return solution
 
 
 def attach_implicit_gradient(
-    update: Callable[[Tensor], Tensor],
+    following: Tensor,
     fixed_point: FixedPoint,
     fisher: Operator,
     curvature: Operator,
     settings: FixedPointSettings,
 ) -> Tensor:
-    """Make a fixed point differentiable in whatever parameters ``update`` closes over.
+    """Give a fixed point its gradient in whatever parameters a round of updates depends on.
 
     Parameters
     ----------
-    update : callable
-        One differentiable round ``G`` for all rows.
+    following : Tensor of shape (n_rows, ...)
+        One more, differentiable round ``G`` from the fixed point.
     fixed_point : FixedPoint
         Where the rounds ended.
     fisher, curvature : callable
@@ -292,7 +304,7 @@ def attach_implicit_gradient(
     Returns
     -------
     Tensor of shape (n_rows, ...)
-        The next round from the fixed point, whose gradient is that of the fixed point.
+        ``following``, with the gradient of the fixed point.
 
     References
     ----------
@@ -307,13 +319,13 @@ def attach_implicit_gradient(
     >>> a = torch.tensor(1.0, requires_grad=True)
     >>> end = solve_fixed_point(lambda v, rows: (a + v) / 2, torch.zeros(1, 1), 50, 1e-7)
     >>> point = attach_implicit_gradient(  # here G' = S F with F = 1, S = 1/2
-    ...     lambda v: (a + v) / 2, end, lambda v: v, lambda v: v / 2, FixedPointSettings())
+    ...     (a + end.point) / 2, end, lambda v, rows: v, lambda v, rows: v / 2,
+    ...     FixedPointSettings())
     >>> point.sum().backward()
     >>> a.grad  # the fixed point is v = a
     tensor(1.)
     """
-    point = update(fixed_point.point)
-    if point.requires_grad:
+    if following.requires_grad:
         steps: Tensor | int = settings.max_solver_steps
         if settings.gradient == "richardson":
             steps = fixed_point.n_updates  # capped
@@ -329,5 +341,5 @@ def attach_implicit_gradient(
                 converged=fixed_point.converged,
             )
 
-        point.register_hook(solve)
-    return point
+        following.register_hook(solve)
+    return following

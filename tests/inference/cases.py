@@ -23,7 +23,12 @@ def problem(n_rows=6, n_states=5, radius=0.8, seed=0, dtype=torch.float64, rank=
 
 
 def product_with(matrix):
-    return lambda v: (matrix @ v.unsqueeze(-1)).squeeze(-1)
+    """Return an operator on the rows with the given indices, all of them without."""
+
+    def product(v, rows=None):
+        return ((matrix if rows is None else matrix[rows]) @ v.unsqueeze(-1)).squeeze(-1)
+
+    return product
 
 
 def solve(F, S, g, method, max_steps=1000, tol=1e-12, converged=None):

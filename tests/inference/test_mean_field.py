@@ -108,7 +108,7 @@ def softmax_fixed_point(a, S, settings):
     p = end.point
     F = torch.diag_embed(p) - p.unsqueeze(-1) * p.unsqueeze(-2)
     point = attach_implicit_gradient(
-        update, end, product_with(F), product_with(S.detach()), settings
+        update(end.point), end, product_with(F), product_with(S.detach()), settings
     )
     return point, F, end
 
