@@ -267,6 +267,7 @@ def run_training(
     rows: Rows,
     validation: Rows | None,
     on_epoch_end: Callable[[int, EpochRecord], bool],
+    on_epoch_begin: Callable[[int], None] = lambda epoch: None,
 ) -> tuple[list[EpochRecord], bool]:
     """Train until the bound stops improving, the epochs run out or a callback says stop.
 
@@ -281,6 +282,8 @@ def run_training(
         Rows on which improvement is judged; ``None``: the training bound.
     on_epoch_end : callable
         Called with the number of the epoch and its record; a true answer stops training.
+    on_epoch_begin : callable, optional
+        Called with the number of the epoch; may change the graphical model.
 
     Returns
     -------
@@ -295,6 +298,7 @@ def run_training(
     best, best_model = -math.inf, None
     validation_noise = None if validation is None else trainer.noise(len(validation))
     for epoch in range(settings.max_iter):
+        on_epoch_begin(epoch)
         record = trainer.pass_over(rows, epoch / settings.max_iter, 1 / settings.max_iter)
         judged = record.lower_bound
         if validation is not None:

@@ -125,6 +125,12 @@ class BaseSVAE(
     ) -> None:
         """Stages one (in part) and two of the initialisation, before joint training."""
 
+    def _moves(
+        self, model: StructuredVAE, rows: Rows, random_state: np.random.RandomState
+    ) -> Callable[[int], None]:
+        """Changes of the latent structure between epochs of joint training."""
+        return lambda epoch: None
+
     def _finish(self, model: StructuredVAE, rows: Rows) -> None:
         """Last touches after joint training."""
 
@@ -242,7 +248,10 @@ class BaseSVAE(
         if not self._continues():
             self._initialize(model, training, generator, random_state, report)
         # A callback that stops the first epochs, of the initialisation, means all of them.
-        converged = stopped or run_training(trainer, training, validation, report)[1]
+        converged = stopped
+        if not stopped:
+            moves = self._moves(model, training, random_state)
+            converged = run_training(trainer, training, validation, report, moves)[1]
         self._finish(model, training)
         lower_bound = self._final_bound(model, training, generator) + log_jacobian
         return scaling, FitResult(model, trainer, history, converged, lower_bound)

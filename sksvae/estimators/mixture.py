@@ -22,7 +22,12 @@ from sksvae.estimators.validation import (
     unchanged_on_error,
 )
 from sksvae.expfam import NIWParams
-from sksvae.graphical import GaussianMixtureModel, MixturePrior, Potentials
+from sksvae.graphical import (
+    GaussianMixtureModel,
+    MixturePrior,
+    Potentials,
+    prune_components,
+)
 from sksvae.inference import FixedPointSettings
 from sksvae.initialization import fit_mixture, search_mixture
 from sksvae.objective import Rows, StructuredVAE
@@ -31,6 +36,11 @@ from sksvae.training import EpochRecord, Trainer, run_training
 
 _VB_ITER = 100  # rounds of variational Bayes in the initialisation
 _VB_TOL = 1e-4  # nats per row
+_MOVE_EVERY = 10  # epochs between attempts to remove components
+_MOVE_ROWS = 10_000  # rows that removals are judged on
+# Nats per row that a removal may cost at first. What a component explains early on, the networks
+# can often learn to explain; the slack falls to zero over the first half of training.
+_MOVE_SLACK = 0.03
 
 
 class SVAEGaussianMixture(BaseSVAE):
@@ -45,8 +55,7 @@ class SVAEGaussianMixture(BaseSVAE):
     Parameters
     ----------
     n_components : int, default=1
-        Number of mixture components. With the default priors it is an upper bound: components
-        that the data do not need end with weights near zero.
+        Most mixture components. With ``prune`` the model may end with fewer.
     latent_dim : int or None, default=None
         Dimension of the latents; ``None`` means ``min(n_features, 10)``.
     hidden_layer_sizes : array-like of int, default=(100,)
@@ -88,6 +97,10 @@ class SVAEGaussianMixture(BaseSVAE):
         Most block updates of the local posterior of a row.
     n_starts : int, default=10
         Starts of variational Bayes for the mixture in the initialisation.
+    prune : bool, default=True
+        Whether components are removed, after the initialisation and every ten epochs, where the
+        bound with one component less is at least as high; in the first half of training it may be
+        a little lower. Without it, components that the data do not need end with small weights.
     pretraining_iter : int, default=30
         Epochs with a single component before that, if there are hidden layers.
     n_importance : int, default=64
@@ -122,11 +135,13 @@ class SVAEGaussianMixture(BaseSVAE):
 
     Attributes
     ----------
-    weights_ : ndarray of shape (n_components,)
+    n_components_ : int
+        Number of components, at most ``n_components``.
+    weights_ : ndarray of shape (n_components_,)
         Expected weights, in decreasing order after `fit`.
-    means_ : ndarray of shape (n_components, latent_dim)
+    means_ : ndarray of shape (n_components_, latent_dim)
         Expected means, in the latent space; `inverse_transform` decodes them.
-    covariances_ : ndarray of shape (n_components, latent_dim, latent_dim)
+    covariances_ : ndarray of shape (n_components_, latent_dim, latent_dim)
         Inverses of the expected precisions.
     lower_bound_ : float
         Bound on the log evidence of the training rows, in nats per row and in the units of X.
@@ -194,6 +209,7 @@ class SVAEGaussianMixture(BaseSVAE):
         "implicit_gradient": [StrOptions({"cg", "richardson", "none", "unrolled"})],
         "max_updates": [Interval(Integral, 1, None, closed="left")],
         "n_starts": [Interval(Integral, 1, None, closed="left")],
+        "prune": ["boolean"],
         "pretraining_iter": [Interval(Integral, 0, None, closed="left")],
     }
     _graphical_name = "mixture"
@@ -221,6 +237,7 @@ class SVAEGaussianMixture(BaseSVAE):
         max_updates=50,
         n_importance=64,
         n_starts=10,
+        prune=True,
         pretraining_iter=30,
         learning_rate_init=0.005,
         batch_size="auto",
@@ -255,6 +272,7 @@ class SVAEGaussianMixture(BaseSVAE):
         self.max_updates = max_updates
         self.n_importance = n_importance
         self.n_starts = n_starts
+        self.prune = prune
         self.pretraining_iter = pretraining_iter
         self.learning_rate_init = learning_rate_init
         self.batch_size = batch_size
@@ -374,6 +392,24 @@ class SVAEGaussianMixture(BaseSVAE):
             float(dof),
         )
 
+    def _moves(
+        self, model: StructuredVAE, rows: Rows, random_state: np.random.RandomState
+    ) -> Callable[[int], None]:
+        if not self.prune:
+            return super()._moves(model, rows, random_state)
+        weight = 1.0
+        if len(rows) > _MOVE_ROWS:
+            weight = len(rows) / _MOVE_ROWS
+            rows = rows.take(torch.as_tensor(random_state.permutation(len(rows))[:_MOVE_ROWS]))
+
+        def move(epoch: int) -> None:
+            if epoch % _MOVE_EVERY == 0:
+                share = max(0.0, 1.0 - 2.0 * epoch / self.max_iter)
+                slack = share * _MOVE_SLACK * weight * len(rows)
+                model.graphical = _pruned(model, rows, weight, slack)
+
+        return move
+
     def _finish(self, model: StructuredVAE, rows: Rows) -> None:
         """Order components by weight."""
         weights = model.graphical.posterior.weights.concentration
@@ -382,7 +418,7 @@ class SVAEGaussianMixture(BaseSVAE):
     def _graphical_attributes(self, graphical: GaussianMixtureModel) -> dict[str, np.ndarray]:
         names = ("weights_", "means_", "covariances_")
         values = (value.cpu().numpy().copy() for value in graphical.point_parameters())
-        return dict(zip(names, values, strict=True))
+        return {"n_components_": graphical.n_components, **dict(zip(names, values, strict=True))}
 
     # ---- after the fit ----
 
@@ -396,7 +432,7 @@ class SVAEGaussianMixture(BaseSVAE):
 
         Returns
         -------
-        responsibilities : ndarray of shape (n_samples, n_components)
+        responsibilities : ndarray of shape (n_samples, n_components_)
             ``q(k)`` of each row.
         """
         return self._collect(X, lambda posterior: posterior.responsibilities)
@@ -548,6 +584,21 @@ class SVAEGaussianMixture(BaseSVAE):
         if not isinstance(k, Integral) or not 0 <= k < n_components:
             raise ValueError(f"k must be an integer from 0 to {n_components - 1}, got {k!r}.")
         return int(k)
+
+
+def _pruned(
+    model: StructuredVAE, rows: Rows, weight: float, slack: float
+) -> GaussianMixtureModel:
+    """Remove components, one after the other, for as long as the bound allows."""
+    potentials = _potentials(model, rows)
+    mixture = model.graphical
+    while True:
+        with torch.no_grad():
+            posterior = mixture.infer(potentials, mixture.expected_params(), model.settings)
+        smaller = prune_components(mixture, posterior, weight, slack)
+        if smaller is mixture:
+            return mixture
+        mixture = smaller
 
 
 def _all_but(n: int, k: int) -> Tensor:

@@ -214,8 +214,9 @@ class GaussianMixtureModel(GraphicalModel):
         """
         with torch.no_grad():
             coupling = _Coupling.from_params(self.expected_params())
-            second = posterior.covariance + posterior.mean.unsqueeze(-1) * posterior.mean.unsqueeze(-2)
-            return coupling.constant + coupling.linear(posterior.mean, second)
+            mean = posterior.mean
+            second = posterior.covariance + mean.unsqueeze(-1) * mean.unsqueeze(-2)
+            return coupling.constant + coupling.linear(mean, second)
 
     @torch.no_grad()
     def _start(self, potentials: Potentials, coupling: _Coupling) -> Tensor:

@@ -8,6 +8,8 @@ from torch import Tensor
 
 from sksvae.expfam import (
     NIW,
+    Dirichlet,
+    DirichletNatural,
     DirichletParams,
     NIWNatural,
     NIWParams,
@@ -17,7 +19,7 @@ from sksvae.graphical.api import Posterior
 from sksvae.graphical.mixture import GaussianMixtureModel, MixturePrior
 
 _NIW = NIW()
-_USED = 1e-3  # rows in a component below which there is nothing to remove
+_DIRICHLET = Dirichlet()
 
 
 class Removal(NamedTuple):
@@ -90,21 +92,24 @@ def propose_removal(
     prior = _double(model.prior)
     total = _weighted_stats(posterior, slice(None), weight * posterior.responsibilities.double())
     moved = tuple(old + new for old, new in zip(total, change, strict=True))
-    for field in moved:
-        field[component] = 0.0  # exactly
-    gain = _log_evidence(prior, moved) - _log_evidence(prior, total) + weight * entropy
+    left = _all_but(len(before.mT), component).to(before.device)
+    gain = (
+        _log_evidence(_select(prior, left), tuple(field[left] for field in moved))
+        - _log_evidence(prior, total)
+        + weight * entropy
+    )
     return Removal(float(gain), change)
 
 
 def prune_components(
     model: GaussianMixtureModel, posterior: Posterior, weight: float = 1.0, slack: float = 0.0
-) -> bool:
+) -> GaussianMixtureModel:
     """Remove the component whose removal gains most, if that is enough.
 
     Parameters
     ----------
     model : GaussianMixtureModel
-        Changed in place: the removed component goes back to its prior and keeps its place.
+        Not changed.
     posterior : Posterior
         Of all rows, or of a sample of them, under ``model``.
     weight : float, default=1.0
@@ -114,19 +119,27 @@ def prune_components(
 
     Returns
     -------
-    bool
-        Whether there was a removal; others may follow, with a new posterior.
+    GaussianMixtureModel
+        A model with one component less, or the same model. After a removal others may follow, with
+        a new posterior.
     """
-    counts = weight * posterior.responsibilities.sum(0)
-    used = (counts > _USED).nonzero().flatten().tolist()
-    if len(used) < 2:
-        return False
-    removals = {k: propose_removal(model, posterior, k, weight) for k in used}
-    best = max(used, key=lambda k: removals[k].gain)
+    n_components = model.n_components
+    if n_components == 1:
+        return model
+    removals = [propose_removal(model, posterior, k, weight) for k in range(n_components)]
+    best = max(range(n_components), key=lambda k: removals[k].gain)
     if not removals[best].gain > -slack:
-        return False
-    _apply(model, best, removals[best].stats)
-    return True
+        return model
+    dtype = posterior.mean.dtype
+    left = _all_but(n_components, best).to(posterior.mean.device)
+    counts, *stats = (field[left].to(dtype) for field in removals[best].stats)
+    smaller = model.select(left)
+    weights, components = smaller.posterior
+    smaller.posterior = MixturePrior(
+        DirichletParams(weights.concentration + counts),
+        natural_step(_NIW, components, NIWNatural(*stats), 1.0),
+    )
+    return smaller
 
 
 def _weighted_stats(
@@ -147,22 +160,23 @@ def _double(params: MixturePrior) -> MixturePrior:
     )
 
 
+def _select(params: MixturePrior, components: Tensor) -> MixturePrior:
+    return MixturePrior(
+        DirichletParams(params.weights.concentration[components]),
+        NIWParams(*(field[components] for field in params.components)),
+    )
+
+
+def _all_but(n: int, k: int) -> Tensor:
+    return torch.tensor([i for i in range(n) if i != k])
+
+
 def _log_evidence(prior: MixturePrior, stats: tuple[Tensor, ...]) -> Tensor:
-    """``log Z(eta_0 + s)`` of weights and components, up to a constant."""
-    concentration = prior.weights.concentration + stats[0]
-    components = natural_step(_NIW, prior.components, NIWNatural(*stats[1:]), 1.0)
-    return concentration.lgamma().sum() + _NIW.log_normalizer(_NIW.to_natural(components)).sum()
-
-
-def _apply(model: GaussianMixtureModel, component: int, stats: tuple[Tensor, ...]) -> None:
-    """Add statistics to q(theta), and put the component back to its prior."""
-    prior, posterior = model.prior, model.posterior
-    counts, *component_stats = (field.to(posterior.components.mean.dtype) for field in stats)
-    for field in (counts, *component_stats):
-        field[component] = 0.0
-    moved = natural_step(_NIW, posterior.components, NIWNatural(*component_stats), 1.0)
-    concentration = posterior.weights.concentration + counts
-    concentration[component] = prior.weights.concentration[component]
-    for field, empty in zip(moved, prior.components, strict=True):
-        field[component] = empty[component]
-    model.posterior = MixturePrior(DirichletParams(concentration), moved)
+    """``log Z(eta_0 + s) - log Z(eta_0)`` of weights and components."""
+    start = prior.weights.concentration
+    weights = [_DIRICHLET.log_normalizer(DirichletNatural(c)) for c in (start + stats[0], start)]
+    learned = natural_step(_NIW, prior.components, NIWNatural(*stats[1:]), 1.0)
+    components = [
+        _NIW.log_normalizer(_NIW.to_natural(params)).sum() for params in (learned, prior.components)
+    ]
+    return weights[0] - weights[1] + components[0] - components[1]
