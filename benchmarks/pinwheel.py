@@ -5,7 +5,8 @@ One JSON line per data set and model, then one with the medians and the worst of
 
     OMP_NUM_THREADS=1 python benchmarks/pinwheel.py --seeds 10
 
-Labels only measure. Held-out rows are 2,000 new ones of the same distribution, whose true density
+The number of epochs and the learning rate of the SVAE are the ones with the better bound among a
+few that were tried; labels only measure. Held-out rows are 2,000 new ones of the same distribution, whose true density
 is known. `best mixture` is the Gaussian mixture whose number of components, 5 to 40, has the best
 log-likelihood in three-fold cross-validation on the training rows.
 """
@@ -31,11 +32,15 @@ SETTINGS = {  # name: rate, n_components
 }
 
 
-def models(n_components, seed, max_iter):
+def models(n_components, seed, arguments):
     """Return the models to compare, by name."""
     found = {
         "SVAEGaussianMixture": SVAEGaussianMixture(
-            n_components, max_iter=max_iter, random_state=seed
+            n_components,
+            max_iter=arguments.max_iter,
+            learning_rate_init=arguments.learning_rate,
+            n_iter_no_change=arguments.max_iter,  # the whole of the annealing
+            random_state=seed,
         ),
         "GaussianMixture": GaussianMixture(n_components, n_init=5, random_state=seed),
         "BayesianGaussianMixture": BayesianGaussianMixture(
@@ -88,6 +93,7 @@ def main():
     parser.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=list(SETTINGS))
     parser.add_argument("--only", help="names of the models, separated by commas")
     parser.add_argument("--max-iter", type=int, default=400)
+    parser.add_argument("--learning-rate", type=float, default=0.01)
     arguments = parser.parse_args()
     warnings.simplefilter("ignore", ConvergenceWarning)
     for setting in arguments.settings:
@@ -97,7 +103,7 @@ def main():
             X, y = make_pinwheel(200, rate=rate, random_state=seed)
             X_new, _ = make_pinwheel(400, rate=rate, random_state=1000 + seed)
             truth = float(pinwheel_log_density(X_new, rate=rate).mean())
-            for name, model in models(n_components, seed, arguments.max_iter).items():
+            for name, model in models(n_components, seed, arguments).items():
                 if arguments.only and name not in arguments.only.split(","):
                     continue
                 row = {"setting": setting, "seed": seed, "model": name, "true": round(truth, 4)}

@@ -58,7 +58,7 @@ class TrainingSettings:
     capacity: float = 0.0
     unbiased: bool = True
     natural_rate: float = 0.1
-    noise_rate: float = 0.3
+    noise_rate: float = 0.5
     tol: float = 1e-3
     n_iter_no_change: int = 10
 

@@ -114,7 +114,7 @@ class SVAEGaussianMixture(BaseSVAE):
     tol : float, default=1e-3
         Least improvement of the bound, in nats per row and averaged over the last
         ``n_iter_no_change`` epochs, that counts as one.
-    n_iter_no_change : int, default=10
+    n_iter_no_change : int, default=30
         Epochs without improvement before training stops.
     early_stopping : bool, default=False
         Whether improvement is judged on held-out rows, and the best model on them kept.
@@ -243,7 +243,7 @@ class SVAEGaussianMixture(BaseSVAE):
         batch_size="auto",
         max_iter=200,
         tol=1e-3,
-        n_iter_no_change=10,
+        n_iter_no_change=30,
         early_stopping=False,
         validation_fraction=0.1,
         n_init=1,
