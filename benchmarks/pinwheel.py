@@ -6,8 +6,8 @@ One JSON line per data set and model, then one with the medians and the worst of
     OMP_NUM_THREADS=1 python benchmarks/pinwheel.py --seeds 10
 
 The number of epochs and the learning rate of the SVAE are the ones with the better bound among a
-few that were tried; labels only measure. Held-out rows are 2,000 new ones of the same distribution, whose true density
-is known. `best mixture` is the Gaussian mixture whose number of components, 5 to 40, has the best
+few that were tried; labels only measure. Held-out rows are 2,000 new ones of the same distribution.
+`best mixture` is the Gaussian mixture whose number of components, 5 to 40, has the best
 log-likelihood in three-fold cross-validation on the training rows.
 """
 

@@ -34,15 +34,12 @@ class PrincipalAxes(NamedTuple):
     ----------
     axes : ndarray of shape (n_features, latent_dim)
         Orthonormal columns, then zero columns where latent_dim exceeds n_features.
-    noise_variance : float
-        Mean variance per direction outside the subspace (maximum likelihood of probabilistic
-        PCA), but no less than a floor.
     residual_variances : ndarray of shape (n_features,)
-        Variance that the subspace leaves of each feature, raised along with ``noise_variance``.
+        Variance that the subspace leaves of each feature, raised so that the mean per direction
+        outside of the subspace (the noise of probabilistic PCA) is no less than a floor.
     """
 
     axes: np.ndarray
-    noise_variance: float
     residual_variances: np.ndarray
 
 
@@ -83,7 +80,7 @@ def principal_axes(X: np.ndarray, latent_dim: int) -> PrincipalAxes:
     noise = float(left.sum() / n_left) if n_left else 0.0
     if axes.shape[1] < latent_dim:
         axes = np.pad(axes, ((0, 0), (0, latent_dim - axes.shape[1])))
-    return PrincipalAxes(axes, max(noise, _MIN_NOISE), left + max(_MIN_NOISE - noise, 0.0))
+    return PrincipalAxes(axes, left + max(_MIN_NOISE - noise, 0.0))
 
 
 def fit_mixture(

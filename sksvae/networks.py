@@ -149,14 +149,14 @@ class Encoder(nn.Module):
         precision = torch.exp(bound * torch.tanh(log_precision / bound))
         return precision * mean, precision
 
-    def reset(self, axes: Tensor, precision: float, generator: torch.Generator) -> None:
+    def reset(self, axes: Tensor, precision: Tensor | float, generator: torch.Generator) -> None:
         """Start from a linear encoder.
 
         Parameters
         ----------
         axes : Tensor of shape (n_features, latent_dim)
             Columns to project on.
-        precision : float
+        precision : float or Tensor of shape (latent_dim,)
             Precision of the potentials.
         generator : torch.Generator
             For the weights of the nonlinear part.
@@ -165,8 +165,8 @@ class Encoder(nn.Module):
         with torch.no_grad():
             self.skip.copy_(axes)
             self.bias.zero_()
-            ratio = max(-0.99, min(0.99, math.log(precision) / bound))
-            self.log_precision.fill_(bound * math.atanh(ratio))
+            ratio = torch.as_tensor(precision, dtype=axes.dtype).log() / bound
+            self.log_precision.copy_(bound * torch.atanh(ratio.clamp(-0.99, 0.99)))
         self.mlp.reset(generator)
 
 

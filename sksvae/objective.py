@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The evidence lower bound of a structured VAE, and the importance-weighted one.
+"""The evidence lower bound of a structured VAE.
 
 ``log p(X) >= sum_n ( E_q[log p(x_n | z_n)] - KL_n ) - KL(q(theta) || p(theta))`` where ``KL_n`` is
 the local divergence ``E_q[log q(z, k) - E_q(theta) log p(z, k | theta)]`` ([J] section 4, [P]
 section 3). Nothing is dropped from it.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -167,35 +166,6 @@ class StructuredVAE(nn.Module):
         reconstruction = self.log_likelihood(rows, draws)
         reconstruction = reconstruction - _control_variate(potentials, posterior, draws)
         return ELBOTerms(reconstruction.mean(0), posterior)
-
-    def importance_bound(self, rows: Rows, noise: Tensor) -> Tensor:
-        """Importance-weighted bound on ``log p(x_n)`` of each row.
-
-        ``log 1/S sum_s p(x | z_s) p(z_s) / q(z_s)`` with ``z_s`` from the posterior of z and the
-        predictive ``p(z)``, in which q(theta) is integrated out (Burda et al. 2016).
-
-        Parameters
-        ----------
-        rows : Rows
-            Data.
-        noise : Tensor of shape (n_draws, latent_dim)
-            Standard normal numbers, the same for every row, so that the bound on a row does not
-            depend on the rows around it.
-
-        Returns
-        -------
-        Tensor of shape (n_rows,)
-            In nats; tightens as the number of draws grows.
-        """
-        posterior = self.infer(rows)
-        shared = noise.unsqueeze(1).expand(-1, len(rows), -1)
-        z = posterior.draw(shared)
-        factor = torch.linalg.cholesky(posterior.covariance)
-        log_det = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-        dim = noise.shape[-1]
-        log_q = -0.5 * shared.square().sum(-1) - log_det - 0.5 * dim * math.log(2 * math.pi)
-        weights = self.log_likelihood(rows, z) + self.graphical.log_predictive(z) - log_q
-        return torch.logsumexp(weights, 0) - math.log(noise.shape[0])
 
 
 def _control_variate(potentials: Potentials, posterior: Posterior, draws: Tensor) -> Tensor:

@@ -5,7 +5,9 @@ import dataclasses
 import math
 from types import SimpleNamespace
 
+import numpy as np
 import torch
+from scipy import stats
 
 from sksvae.expfam import DirichletParams, NIWParams
 from sksvae.graphical import GaussianMixtureModel, MixturePrior
@@ -84,6 +86,18 @@ def linear_model(graphical, shift=0.0, log_factor=0.0):
         model.encoder.bias.copy_(-b @ W / sizes**2 + shift)
         model.encoder.log_precision.copy_(30 * torch.atanh(log_precision / 30))
     return model, W, b
+
+
+def log_marginal(model, W, b, x):
+    """``log sum_k pi_k N(x | W m_k + b, W Sigma_k W' + noise)`` by scipy."""
+    weights, means, covariances = (f.numpy() for f in model.graphical.point_parameters())
+    W, b = W.numpy(), b.numpy()
+    terms = [
+        np.log(weight)
+        + stats.multivariate_normal(W @ mean + b, W @ cov @ W.T + NOISE * np.eye(len(b))).logpdf(x)
+        for weight, mean, cov in zip(weights, means, covariances, strict=True)
+    ]
+    return torch.from_numpy(np.logaddexp.reduce(terms))
 
 
 def data(n_rows=6, seed=8):

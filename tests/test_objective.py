@@ -9,23 +9,21 @@ import torch
 from scipy import stats
 from torch.distributions import MultivariateNormal, kl_divergence
 
-from sksvae.expfam import DirichletParams, NIWParams
-from sksvae.graphical import GaussianMixtureModel, MixturePrior, StandardNormalModel
+from sksvae.graphical import StandardNormalModel
 from sksvae.inference import FixedPointSettings
 from sksvae.likelihoods import get_likelihood
-from sksvae.likelihoods.gaussian import GaussianLikelihood
-from sksvae.objective import Rows, StructuredVAE
+from sksvae.objective import Rows
 
 from .models import (
     LATENT_DIM,
     N_FEATURES,
     NOISE,
-    TIGHT,
     build,
     cubature,
     data,
     generator,
     linear_model,
+    log_marginal,
     mixture,
     nonlinear_model,
     normal,
@@ -242,112 +240,6 @@ def test_precise_potentials_far_from_the_origin_in_single_precision():
     torch.testing.assert_close(bounds[1], bounds[0], rtol=0.0, atol=0.05)
 
 
-# The importance-weighted bound -------------------------------------------------------------------
-
-
-def log_marginal(model, W, b, x):
-    """``log sum_k pi_k N(x | W m_k + b, W Sigma_k W' + noise)`` by scipy."""
-    weights, means, covariances = (f.numpy() for f in model.graphical.point_parameters())
-    W, b = W.numpy(), b.numpy()
-    terms = [
-        np.log(weight)
-        + stats.multivariate_normal(W @ mean + b, W @ cov @ W.T + NOISE * np.eye(len(b))).logpdf(x)
-        for weight, mean, cov in zip(weights, means, covariances, strict=True)
-    ]
-    return torch.from_numpy(np.logaddexp.reduce(terms))
-
-
-def importance(model, rows, noise):
-    with torch.no_grad():
-        return model.importance_bound(rows, noise)
-
-
-def test_with_the_exact_posterior_one_draw_gives_the_marginal():
-    for graphical in (mixture(1, certainty=1e9), StandardNormalModel(LATENT_DIM)):
-        model, W, b = linear_model(graphical)
-        rows = data()
-        if isinstance(graphical, StandardNormalModel):
-            covariance = W @ W.T + NOISE * torch.eye(N_FEATURES, dtype=torch.float64)
-            want = MultivariateNormal(b, covariance).log_prob(rows.observed)
-        else:
-            want = log_marginal(model, W, b, rows.observed)
-        got = importance(model, rows, normal(1, LATENT_DIM))
-        torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-6)
-
-
-@pytest.mark.parametrize("shift", [0.0, 0.2])
-def test_many_draws_give_the_marginal_of_a_mixture(shift):
-    """For any encoder: 8192 quasi-random draws integrate over z."""
-    # Posteriors that are too wide keep the weights bounded.
-    model, W, b = linear_model(mixture(3, certainty=1e9, spread=0.5), shift, log_factor=-0.5)
-    rows = data(20)
-    uniform = stats.qmc.Sobol(LATENT_DIM, seed=0).random_base2(13)
-    got = importance(model, rows, torch.from_numpy(stats.norm.ppf(uniform)))
-    want = log_marginal(model, W, b, rows.observed)
-    torch.testing.assert_close(got, want, rtol=0.0, atol=5e-3)
-    assert (got - want).abs().median() < 2e-4
-
-
-def test_the_importance_bound_integrates_theta_out():
-    """A mixture of Student-t in the latents: by quadrature over one of them."""
-    dim, noise = 1, 0.01
-    prior = MixturePrior.symmetric(2, 1.0, torch.zeros(1).double(), 1.0, torch.eye(1).double(), 2.0)
-    components = NIWParams(
-        torch.tensor([[[1.0]], [[3.0]]]).double(),
-        torch.tensor([[-1.0], [2.0]]).double(),
-        torch.tensor([0.5, 2.0]).double(),
-        torch.tensor([2.5, 4.0]).double(),
-    )
-    weights = DirichletParams(torch.tensor([1.0, 2.0]).double())
-    graphical = GaussianMixtureModel(prior, MixturePrior(weights, components))
-    likelihood = GaussianLikelihood(noise_variance=noise)
-    one = torch.ones(1, dtype=torch.float64)
-    model = StructuredVAE(1, dim, (), "relu", likelihood, graphical, 0 * one, one, TIGHT)
-    model.decoder.reset(torch.eye(1), torch.zeros(0, 1), generator())
-    model.encoder.reset(torch.eye(1), 1 / noise, generator())
-    x = torch.linspace(-3, 4, 8, dtype=torch.float64)[:, None]
-    z = torch.linspace(-60, 60, 600_001, dtype=torch.float64)
-    density = torch.zeros_like(z)
-    for k in range(2):  # nu - D + 1 = nu degrees of freedom
-        scale, mean, kappa, dof = (field[k].item() for field in components)
-        t = stats.t(dof, mean, math.sqrt(scale * (kappa + 1) / (kappa * dof)))
-        density += (k + 1) / 3 * torch.from_numpy(t.pdf(z.numpy()))
-    emission = torch.exp(-0.5 * (x - z) ** 2 / noise) / math.sqrt(2 * math.pi * noise)
-    want = torch.trapezoid(emission * density, z).log()
-    quantiles = stats.norm.ppf((np.arange(4000) + 0.5) / 4000)
-    got = importance(model, Rows(x, x), torch.from_numpy(quantiles)[:, None])
-    torch.testing.assert_close(got, want, rtol=0.0, atol=2e-3)
-    # With q(theta) taken for a point the tails would be missing.
-    weights, means, covariances = graphical.point_parameters()
-    point = weights * torch.exp(-0.5 * (x - means.T) ** 2 / (covariances[:, 0, 0] + noise))
-    point = point / (2 * math.pi * (covariances[:, 0, 0] + noise)).sqrt()
-    assert (point.sum(1).log() - want).abs().max() > 0.1
-
-
-def test_the_importance_bound_is_above_the_bound_and_tightens():
-    model, rows = nonlinear_model(mixture(3)), data(20)
-    elbo = bound_of(model, rows, normal(1000, len(rows), LATENT_DIM)).detach()
-    noise = normal(400, LATENT_DIM, seed=3)
-    means = []
-    for n_draws, n_batches in ((1, 40), (10, 40), (400, 1)):
-        batches = noise.view(-1, n_draws, LATENT_DIM)[:n_batches]
-        means.append(torch.stack([importance(model, rows, batch) for batch in batches]).mean(0))
-    assert (means[0].mean() < means[1].mean()) & (means[1].mean() < means[2].mean())
-    assert (means[2] > elbo - 0.02).all()
-    assert means[2].mean() > elbo.mean() + 0.05
-
-
-def test_the_importance_bound_of_a_row_does_not_depend_on_its_batch():
-    model, rows = nonlinear_model(mixture(3)), data(30)
-    noise = normal(16, LATENT_DIM)
-    together = importance(model, rows, noise)
-    for index in (slice(0, 1), slice(4, 17), torch.tensor([29, 3])):
-        alone = importance(model, rows.take(index), noise)
-        torch.testing.assert_close(alone, together[index], rtol=1e-11, atol=1e-11)
-    twice = rows.take(torch.tensor([5, 5]))
-    assert torch.equal(*importance(model, twice, noise))
-
-
 # Likelihoods in units of their own ---------------------------------------------------------------
 
 
@@ -388,10 +280,6 @@ def test_another_standardisation_with_a_decoder_to_match_is_the_same_model(name)
     x = plain.likelihood.sample(plain.decode(normal(6, LATENT_DIM)), {}, generator()).detach()
     rows, noise = Rows(x, normal(6, N_FEATURES)), normal(2, 6, LATENT_DIM)
     torch.testing.assert_close(bound_of(plain, rows, noise), bound_of(other, rows, noise))
-    shared = noise[:, 0]
-    torch.testing.assert_close(
-        importance(plain, rows, shared), importance(other, rows, shared), rtol=1e-9, atol=1e-9
-    )
 
 
 @pytest.mark.parametrize("name", ["gaussian", "student_t", "gaussian_network"])

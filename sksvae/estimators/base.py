@@ -32,6 +32,7 @@ from sksvae.estimators.validation import (
     unchanged_on_error,
 )
 from sksvae.graphical import GraphicalModel, Posterior
+from sksvae.importance import importance_bound
 from sksvae.inference import FixedPointSettings
 from sksvae.initialization import principal_axes
 from sksvae.likelihoods import get_likelihood
@@ -49,6 +50,7 @@ from sksvae.training import EpochRecord, Trainer, TrainingSettings, run_training
 
 _CHUNK = 4096  # rows that are in memory at a time outside training
 _MAX_LATENT_DIM = 10  # of latent_dim=None
+_MIN_PRECISION = 1e-2  # of the potentials at the start, for latents that no feature depends on
 _MAX_FALL = 10.0  # nats per row that noise and the end of pre-training do not explain
 _SEED_BOUND = np.iinfo(np.int32).max
 
@@ -399,7 +401,7 @@ class BaseSVAE(
         """First stage: a linear model on the principal axes, nonlinear parts near zero."""
         n_features = rows.observed.shape[1]
         latent_dim = self._checked_latent_dim(n_features)
-        axes, noise, left = principal_axes(rows.encoded.double().cpu().numpy(), latent_dim)
+        axes, left = principal_axes(rows.encoded.double().cpu().numpy(), latent_dim)
         like = rows.encoded
 
         def tensor(array: np.ndarray) -> Tensor:
@@ -424,8 +426,7 @@ class BaseSVAE(
             model.likelihood_params[name].data.copy_(value)
         further = likelihood.init_outputs(n_features, working, like.dtype)
         model.decoder.reset(tensor(axes), further.to(like.device), generator)
-        precision = 1.0 / noise
-        model.encoder.reset(tensor(axes), precision, generator)
+        model.encoder.reset(tensor(axes), _evidence_precision(model, tensor(axes)), generator)
         return model
 
     def _split(self, rows: Rows, random_state: np.random.RandomState) -> tuple[Rows, Rows | None]:
@@ -633,7 +634,7 @@ class BaseSVAE(
             n_at_once = max(1, 65_536 // self.n_importance)
             for start in range(0, len(rows), n_at_once):
                 part = rows.take(slice(start, start + n_at_once))
-                bound = model.importance_bound(part, noise.to(part.encoded.device))
+                bound = importance_bound(model, part, noise.to(part.encoded.device))
                 parts.append(bound.cpu().numpy())
         jacobian = Scaling(self.location_, self.scale_).log_jacobian(self._fitted_likelihood())
         return np.concatenate(parts) + self.location_.dtype.type(jacobian)
@@ -682,6 +683,16 @@ class BaseSVAE(
         except (TypeError, ValueError):
             tags.input_tags.positive_only = True
         return tags
+
+
+def _evidence_precision(model: StructuredVAE, axes: Tensor) -> Tensor:
+    """What one row says about each latent, at the mean of the data and along the given axes."""
+    with torch.no_grad():
+        outputs = model.decode(axes.new_zeros(1, axes.shape[1]))
+        precision = model.likelihood.noise_precision(model.noise_params, outputs)[0]
+        if not model.likelihood.standardizes:
+            precision = precision * model.link_scale.square()
+        return (precision @ axes.square()).clamp_min(_MIN_PRECISION)
 
 
 def _shift(record: EpochRecord, log_jacobian: float) -> EpochRecord:

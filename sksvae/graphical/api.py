@@ -182,6 +182,21 @@ class GraphicalModel(ABC):
         """
 
     @abstractmethod
+    def latent_precision(self, responsibilities: Tensor) -> Tensor:
+        """Expected precision of z under the model, without evidence.
+
+        Parameters
+        ----------
+        responsibilities : Tensor of shape (n_rows, n_components)
+            ``q(k)`` of each row.
+
+        Returns
+        -------
+        Tensor of shape (n_rows, latent_dim, latent_dim)
+            What q(k) and q(theta) add to the precision of q(z), without a gradient.
+        """
+
+    @abstractmethod
     def sample(self, n_samples: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Draw latents from the model with its fitted parameters.
 

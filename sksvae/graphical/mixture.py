@@ -317,6 +317,11 @@ class GaussianMixtureModel(GraphicalModel):
         log_weights = self.point_parameters()[0].log()
         return torch.logsumexp(log_weights + log_density, -1)
 
+    @torch.no_grad()
+    def latent_precision(self, responsibilities: Tensor) -> Tensor:
+        """``sum_k q(k) E[Sigma_k^-1]`` of each row."""
+        return _Coupling.from_params(self.expected_params()).to_gaussian(responsibilities)[1]
+
     def sample(self, n_samples: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Draw from the mixture with its point estimates."""
         weights, means, covariances = self.point_parameters()

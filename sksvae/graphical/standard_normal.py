@@ -78,6 +78,13 @@ class StandardNormalModel(GraphicalModel):
         """Standard normal log density."""
         return -0.5 * z.square().sum(-1) - 0.5 * self.latent_dim * math.log(2 * math.pi)
 
+    def latent_precision(self, responsibilities: Tensor) -> Tensor:
+        """Return the identity for each row."""
+        eye = torch.eye(
+            self.latent_dim, dtype=responsibilities.dtype, device=responsibilities.device
+        )
+        return eye.expand(len(responsibilities), -1, -1)
+
     def sample(self, n_samples: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Standard normal draws, labels zero."""
         shape = (n_samples, self.latent_dim)
