@@ -13,12 +13,12 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.func import jvp, vmap
 
 from sksvae.objective import Rows, StructuredVAE
 
 _N_STEPS = 8
 _STEP_SIZES = (1.0, 0.5, 0.2, 0.05)
+_SHORT = 0.01  # squared length of a step, in units of the posterior
 _JITTER = 100.0  # machine epsilons, on the diagonal of a correlation matrix
 
 
@@ -108,23 +108,30 @@ def _log_joint(model: StructuredVAE, rows: Rows, z: Tensor) -> Tensor:
     return model.log_likelihood(rows, z) + model.graphical.log_predictive(z)
 
 
-def _laplace(model: StructuredVAE, rows: Rows, start: Tensor, prior_precision: Tensor) -> _Proposal:
+def _laplace(
+    model: StructuredVAE, rows: Rows, start: Tensor, prior_precision: Tensor
+) -> _Proposal:
     """Gaussians at modes of ``p(x, z)``, with the Gauss-Newton precision there.
 
     Each step is damped for each row, and left out where it does not raise ``p(x, z)``: no row
-    depends on another.
+    depends on another. Short steps are taken as they are, since near the mode rounding errors
+    would decide whether they raise anything.
     """
     z, value = start, _log_joint(model, rows, start)
     sizes = z.new_tensor(_STEP_SIZES)[:, None, None]
     for _ in range(_N_STEPS):
+        gradient = _gradient(model, rows, z)
         factor = _covariance_factor(model, z, prior_precision)
-        step = (factor @ (factor.mT @ _gradient(model, rows, z).unsqueeze(-1))).squeeze(-1)
+        step = (factor @ (factor.mT @ gradient.unsqueeze(-1))).squeeze(-1)
+        short = (gradient * step).sum(-1) < _SHORT
         candidates = z + sizes * step
-        values, which = _log_joint(model, rows, candidates).nan_to_num(nan=-math.inf).max(0)
-        better = values > value
+        values = _log_joint(model, rows, candidates).nan_to_num(nan=-math.inf)
+        highest, which = values.max(0)
+        which = torch.where(short, torch.zeros_like(which), which)
         taken = candidates.gather(0, which[None, :, None].expand(1, *z.shape))[0]
-        z = torch.where(better.unsqueeze(-1), taken, z)
-        value = torch.where(better, values, value)
+        move = short | (highest > value)
+        z = torch.where(move.unsqueeze(-1), taken, z)
+        value = torch.where(move, values.gather(0, which[None])[0], value)
     return _Proposal(z, _covariance_factor(model, z, prior_precision))
 
 
@@ -134,20 +141,31 @@ def _gradient(model: StructuredVAE, rows: Rows, z: Tensor) -> Tensor:
         return torch.autograd.grad(_log_joint(model, rows, z).sum(), z)[0]
 
 
+def _jacobian(model: StructuredVAE, z: Tensor) -> Tensor:
+    """Derivatives of the first output of the decoder, of shape (n_rows, n_features, D).
+
+    Forward differentiation by two backward passes: ``v -> J v`` is the derivative of
+    ``u -> v'J'u``. PyTorch's forward mode has state that threads share.
+    """
+    dim = z.shape[-1]
+    with torch.enable_grad():
+        copies = z.detach().expand(dim, *z.shape).clone().requires_grad_()
+        outputs = model.decode(copies)[..., 0, :]
+        u = torch.zeros_like(outputs, requires_grad=True)
+        (products,) = torch.autograd.grad(outputs, copies, u, create_graph=True)
+        tangents = torch.eye(dim, dtype=z.dtype, device=z.device).unsqueeze(1).expand_as(products)
+        (columns,) = torch.autograd.grad(products, u, tangents)
+    return columns.movedim(0, -1)
+
+
 def _covariance_factor(model: StructuredVAE, z: Tensor, prior_precision: Tensor) -> Tensor:
     """Lower factor of ``(J' diag(w) J + P)^-1``, where J is the Jacobian of the decoder at z."""
-
-    def location(z: Tensor) -> Tensor:
-        return model.decode(z)[..., 0, :]
-
-    eye = torch.eye(z.shape[-1], dtype=z.dtype, device=z.device)
-    columns = vmap(lambda tangent: jvp(location, (z,), (tangent.expand_as(z),))[1])(eye)
     weights = model.likelihood.noise_precision(model.noise_params, model.decode(z))
-    jacobian = columns.movedim(0, -1) * weights.sqrt().unsqueeze(-1)
+    jacobian = _jacobian(model, z) * weights.sqrt().unsqueeze(-1)
     precision = jacobian.mT @ jacobian + prior_precision
     # Unit diagonals first: features on which noise is tiny make precisions of any size.
     scale = precision.diagonal(dim1=-2, dim2=-1).rsqrt()
     correlation = scale.unsqueeze(-1) * precision * scale.unsqueeze(-2)
-    correlation = correlation + _JITTER * torch.finfo(z.dtype).eps * eye
+    correlation.diagonal(dim1=-2, dim2=-1).add_(_JITTER * torch.finfo(z.dtype).eps)
     covariance = torch.cholesky_inverse(torch.linalg.cholesky(correlation))
     return scale.unsqueeze(-1) * torch.linalg.cholesky(covariance)

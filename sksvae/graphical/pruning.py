@@ -122,6 +122,20 @@ def prune_components(
     GaussianMixtureModel
         A model with one component less, or the same model. After a removal others may follow, with
         a new posterior.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sksvae.graphical import (
+    ...     GaussianMixtureModel, MixturePrior, Potentials, prune_components)
+    >>> from sksvae.inference import FixedPointSettings
+    >>> prior = MixturePrior.symmetric(2, 0.5, torch.zeros(1), 1.0, torch.eye(1), 1.0)
+    >>> model = GaussianMixtureModel(prior)
+    >>> z = torch.randn(100, 1, generator=torch.Generator().manual_seed(0))
+    >>> evidence = Potentials(1e4 * z, torch.full_like(z, 1e4))
+    >>> one_cluster = model.infer(evidence, model.expected_params(), FixedPointSettings())
+    >>> prune_components(model, one_cluster).n_components
+    1
     """
     n_components = model.n_components
     if n_components == 1:

@@ -249,8 +249,8 @@ def test_sample_moments_are_those_of_the_data(Estimator):
 @each_estimator
 def test_score_samples_tightens_with_the_number_of_draws(Estimator):
     estimator = trained(Estimator, n_components=2, latent_dim=2).fit(X)
-    scores = [estimator.set_params(n_importance=n).score(X) for n in (1, 8, 64, 512)]
-    # Quasi-random points are not nested well enough for more than this.
+    scores = [estimator.set_params(n_importance=n).score(X) for n in (8, 64, 512)]
+    # All rows share their draws, whose errors do not average out.
     assert np.all(np.diff(scores) > -0.05), scores
     assert scores[-1] > scores[0]
 
