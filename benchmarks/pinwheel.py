@@ -5,8 +5,9 @@ One JSON line per data set and model, then one with the medians and the worst of
 
     OMP_NUM_THREADS=1 python benchmarks/pinwheel.py --seeds 10
 
-The number of epochs and the learning rate of the SVAE are the ones with the better bound among a
-few that were tried; labels only measure. Held-out rows are 2,000 new ones of the same distribution.
+The number of epochs and of draws and the learning rate of the SVAE are the ones with the better
+bound among a few that were tried; labels only measure. Held-out rows are 2,000 new ones of the same
+distribution.
 `best mixture` is the Gaussian mixture whose number of components, 5 to 40, has the best
 log-likelihood in three-fold cross-validation on the training rows.
 """
@@ -37,6 +38,7 @@ def models(n_components, seed, arguments):
     found = {
         "SVAEGaussianMixture": SVAEGaussianMixture(
             n_components,
+            n_draws=arguments.n_draws,
             max_iter=arguments.max_iter,
             learning_rate_init=arguments.learning_rate,
             n_iter_no_change=arguments.max_iter,  # the whole of the annealing
@@ -92,7 +94,8 @@ def main():
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=list(SETTINGS))
     parser.add_argument("--only", help="names of the models, separated by commas")
-    parser.add_argument("--max-iter", type=int, default=400)
+    parser.add_argument("--max-iter", type=int, default=800)
+    parser.add_argument("--n-draws", type=int, default=10)
     parser.add_argument("--learning-rate", type=float, default=0.01)
     arguments = parser.parse_args()
     warnings.simplefilter("ignore", ConvergenceWarning)

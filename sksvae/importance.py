@@ -108,9 +108,7 @@ def _log_joint(model: StructuredVAE, rows: Rows, z: Tensor) -> Tensor:
     return model.log_likelihood(rows, z) + model.graphical.log_predictive(z)
 
 
-def _laplace(
-    model: StructuredVAE, rows: Rows, start: Tensor, prior_precision: Tensor
-) -> _Proposal:
+def _laplace(model: StructuredVAE, rows: Rows, start: Tensor, prior_precision: Tensor) -> _Proposal:
     """Gaussians at modes of ``p(x, z)``, with the Gauss-Newton precision there.
 
     Each step is damped for each row, and left out where it does not raise ``p(x, z)``: no row

@@ -267,7 +267,7 @@ def run_training(
     rows: Rows,
     validation: Rows | None,
     on_epoch_end: Callable[[int, EpochRecord], bool],
-    on_epoch_begin: Callable[[int], None] = lambda epoch: None,
+    on_epoch_begin: Callable[[int], bool] = lambda epoch: False,
 ) -> tuple[list[EpochRecord], bool]:
     """Train until the bound stops improving, the epochs run out or a callback says stop.
 
@@ -283,7 +283,8 @@ def run_training(
     on_epoch_end : callable
         Called with the number of the epoch and its record; a true answer stops training.
     on_epoch_begin : callable, optional
-        Called with the number of the epoch; may change the graphical model.
+        Called with the number of the epoch; may change the graphical model. After a true answer,
+        that more changes must come, the wait for convergence begins anew.
 
     Returns
     -------
@@ -298,7 +299,8 @@ def run_training(
     best, best_model = -math.inf, None
     validation_noise = None if validation is None else trainer.noise(len(validation))
     for epoch in range(settings.max_iter):
-        on_epoch_begin(epoch)
+        if on_epoch_begin(epoch):
+            plateau = Plateau(settings.tol, settings.n_iter_no_change)
         record = trainer.pass_over(rows, epoch / settings.max_iter, 1 / settings.max_iter)
         judged = record.lower_bound
         if validation is not None:

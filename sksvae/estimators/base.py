@@ -4,55 +4,46 @@
 import math
 import warnings
 from abc import ABCMeta, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from numbers import Integral, Real
 
 import numpy as np
 import torch
-from scipy import stats
 from sklearn.base import (
     BaseEstimator,
-    ClassNamePrefixFeaturesOutMixin,
     DensityMixin,
-    TransformerMixin,
     _fit_context,
 )
 from sklearn.callback import CallbackSupportMixin, with_callbacks
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.utils import check_array, check_random_state
+from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
-from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
+from sksvae.estimators.fitted import CHUNK, SEED_BOUND, FittedMixin
 from sksvae.estimators.scaling import Scaling
+from sksvae.estimators.start import linear_model
 from sksvae.estimators.validation import (
     checked_device,
     checked_layer_sizes,
     unchanged_on_error,
 )
-from sksvae.graphical import GraphicalModel, Posterior
-from sksvae.importance import importance_bound
+from sksvae.graphical import GraphicalModel
 from sksvae.inference import FixedPointSettings
-from sksvae.initialization import principal_axes
 from sksvae.likelihoods import get_likelihood
 from sksvae.likelihoods.base import Likelihood
 from sksvae.networks import ACTIVATIONS
 from sksvae.objective import Rows, StructuredVAE
 from sksvae.persistence import (
-    Architecture,
     load_optimizer,
-    model_from_arrays,
     model_to_arrays,
     optimizer_to_arrays,
 )
 from sksvae.training import EpochRecord, Trainer, TrainingSettings, run_training
 
-_CHUNK = 4096  # rows that are in memory at a time outside training
 _MAX_LATENT_DIM = 10  # of latent_dim=None
-_MIN_PRECISION = 1e-2  # of the potentials at the start, for latents that no feature depends on
 _MAX_FALL = 10.0  # nats per row that noise and the end of pre-training do not explain
-_SEED_BOUND = np.iinfo(np.int32).max
 
 
 @dataclass
@@ -67,9 +58,8 @@ class FitResult:
 
 
 class BaseSVAE(
+    FittedMixin,
     CallbackSupportMixin,
-    ClassNamePrefixFeaturesOutMixin,
-    TransformerMixin,
     DensityMixin,
     BaseEstimator,
     metaclass=ABCMeta,
@@ -129,9 +119,12 @@ class BaseSVAE(
 
     def _moves(
         self, model: StructuredVAE, rows: Rows, random_state: np.random.RandomState
-    ) -> Callable[[int], None]:
-        """Changes of the latent structure between epochs of joint training."""
-        return lambda epoch: None
+    ) -> Callable[[int], bool]:
+        """Changes of the latent structure between epochs of joint training.
+
+        The answer to the number of an epoch is whether more changes must come.
+        """
+        return lambda epoch: False
 
     def _finish(self, model: StructuredVAE, rows: Rows) -> None:
         """Last touches after joint training."""
@@ -189,7 +182,7 @@ class BaseSVAE(
         context.call_on_fit_task_begin(**told)
         best = None
         for run in range(n_runs):
-            seed = random_state.randint(_SEED_BOUND)
+            seed = random_state.randint(SEED_BOUND)
             run_context = context.subcontext(
                 task_name="run", max_subtasks=n_initial + self.max_iter
             )
@@ -288,7 +281,7 @@ class BaseSVAE(
         X, likelihood = self._check_training_data(X, reset=first)
         random_state = check_random_state(self.random_state)
         seen = 0 if first else self.n_samples_seen_
-        seed = (random_state.randint(_SEED_BOUND) + seen) % _SEED_BOUND
+        seed = (random_state.randint(SEED_BOUND) + seen) % SEED_BOUND
         generator = torch.Generator(device=self.device).manual_seed(seed)
         if first:
             scaling = Scaling.of(likelihood.working_features(X), self.standardize)
@@ -349,20 +342,6 @@ class BaseSVAE(
         likelihood.validate(X)
         return X, likelihood
 
-    def _validated(self, X, reset: bool, **options) -> np.ndarray:
-        """X as an array, in the type that the model computes in."""
-        dtype = [np.float64, np.float32] if reset else self.location_.dtype
-        try:
-            # One layout, so that a DataFrame and its array give equal sums to the bit.
-            return validate_data(self, X, reset=reset, dtype=dtype, order="C", **options)
-        except ValueError as error:
-            if "could not convert" not in str(error):
-                raise
-            raise ValueError(
-                f"X must hold numbers, but {error}. Encode text and categories as numbers, or "
-                "leave them out."
-            ) from error
-
     def _architecture(self) -> dict:
         """Values of the parameters that fix the shape of the model."""
         values = {name: getattr(self, name) for name in self._architecture_names}
@@ -392,42 +371,23 @@ class BaseSVAE(
             n_iter_no_change=self.n_iter_no_change,
         )
 
-    def _checked_latent_dim(self, n_features: int) -> int:
-        return self.latent_dim or min(n_features, _MAX_LATENT_DIM)
-
     def _initial_model(
         self, rows: Rows, scaling: Scaling, likelihood: Likelihood, generator: torch.Generator
     ) -> StructuredVAE:
-        """First stage: a linear model on the principal axes, nonlinear parts near zero."""
-        n_features = rows.observed.shape[1]
-        latent_dim = self._checked_latent_dim(n_features)
-        axes, left = principal_axes(rows.encoded.double().cpu().numpy(), latent_dim)
-        like = rows.encoded
-
-        def tensor(array: np.ndarray) -> Tensor:
-            return torch.as_tensor(array, dtype=like.dtype, device=like.device)
-
-        graphical = self._initial_graphical(latent_dim, like)
-        model = StructuredVAE(
-            n_features,
-            latent_dim,
+        latent_dim = self._checked_latent_dim(rows.observed.shape[1])
+        return linear_model(
+            rows,
+            scaling,
+            likelihood,
+            self._initial_graphical(latent_dim, rows.encoded),
             checked_layer_sizes(self.hidden_layer_sizes),
             self.activation,
-            likelihood,
-            graphical,
-            tensor(scaling.location),
-            tensor(scaling.scale),
             self._fixed_point_settings(to_train=True),
-        ).to(like.device)
-        # Two rows with the variances that the linear model leaves, in the units of the likelihood.
-        deviations = np.sqrt(left) * (1.0 if likelihood.standardizes else scaling.scale)
-        working = tensor(np.stack([deviations, -deviations]))
-        for name, value in likelihood.init_params(working, n_features, like.dtype).items():
-            model.likelihood_params[name].data.copy_(value)
-        further = likelihood.init_outputs(n_features, working, like.dtype)
-        model.decoder.reset(tensor(axes), further.to(like.device), generator)
-        model.encoder.reset(tensor(axes), _evidence_precision(model, tensor(axes)), generator)
-        return model
+            generator,
+        )
+
+    def _checked_latent_dim(self, n_features: int) -> int:
+        return self.latent_dim or min(n_features, _MAX_LATENT_DIM)
 
     def _split(self, rows: Rows, random_state: np.random.RandomState) -> tuple[Rows, Rows | None]:
         """Training rows and, for early stopping, validation rows."""
@@ -465,8 +425,8 @@ class BaseSVAE(
         total = 0.0
         params = model.graphical.expected_params()
         with torch.no_grad():
-            for start in range(0, len(rows), _CHUNK):
-                chunk = rows.take(slice(start, start + _CHUNK))
+            for start in range(0, len(rows), CHUNK):
+                chunk = rows.take(slice(start, start + CHUNK))
                 noise = torch.randn(
                     (10, len(chunk), model.graphical.latent_dim),
                     generator=generator,
@@ -506,174 +466,6 @@ class BaseSVAE(
             )
             print(f"[{type(self).__name__}] run {run + 1}, epoch {epoch}: {terms}")
 
-    # ---- after the fit ----
-
-    def _rebuild(self, to_train: bool = False) -> StructuredVAE:
-        architecture = Architecture(
-            n_features=self.n_features_in_,
-            latent_dim=self.latent_dim_,
-            hidden_layer_sizes=self.architecture_["hidden_layer_sizes"],
-            activation=self.architecture_["activation"],
-            likelihood=self._fitted_likelihood(),
-            graphical=self._graphical_name,
-            settings=self._fixed_point_settings(to_train),
-            device=str(checked_device(self.device)),
-        )
-        state = self.model_state_
-        if to_train:
-            # The model shares memory with its arrays, which may be a file, and training can fail.
-            state = {name: array.copy() for name, array in state.items()}
-        return model_from_arrays(state, architecture)
-
-    def _fitted_likelihood(self) -> Likelihood:
-        return get_likelihood(self.architecture_["likelihood"])
-
-    def _checked_rows(self, X) -> tuple[np.ndarray, Likelihood]:
-        check_is_fitted(self)
-        X = self._validated(X, reset=False)
-        likelihood = self._fitted_likelihood()
-        likelihood.validate(X)
-        return X, likelihood
-
-    def _chunks(self, X) -> Iterator[tuple[StructuredVAE, Rows]]:
-        """Validated rows, a bounded number at a time."""
-        X, likelihood = self._checked_rows(X)
-        scaling = Scaling(self.location_, self.scale_)
-        model = self._rebuild()
-        with torch.no_grad():
-            for start in range(0, X.shape[0], _CHUNK):
-                rows = scaling.rows(X[start : start + _CHUNK], likelihood, self.device)
-                self._check_reach(X, rows, start)
-                yield model, rows
-
-    def _check_reach(self, X: np.ndarray, rows: Rows, start: int) -> None:
-        """Squares of what the encoder sees must not overflow, times the largest precision."""
-        distance = rows.encoded.abs()
-        if distance.max() > 1e-7 * math.sqrt(torch.finfo(distance.dtype).max):
-            row, column = divmod(int(distance.argmax()), X.shape[1])
-            raise ValueError(
-                f"X has the value {X[start + row, column]:.6g} in row {start + row}, column "
-                f"{column}, {float(distance.max()):.3g} times the scale of the training data away "
-                f"from their mean: too far to compute with in {X.dtype}."
-            )
-
-    def _collect(self, X, read: Callable[[Posterior], Tensor]) -> np.ndarray:
-        """Read something off the posterior of every row."""
-        parts = [read(model.infer(rows)).cpu().numpy() for model, rows in self._chunks(X)]
-        return np.concatenate(parts)
-
-    def transform(self, X):
-        """Posterior mean of the latents of each row.
-
-        Parameters
-        ----------
-        X : array-like of shape (n_samples, n_features)
-            Rows.
-
-        Returns
-        -------
-        Z : ndarray of shape (n_samples, latent_dim)
-            Posterior means.
-        """
-        return self._collect(X, lambda posterior: posterior.mean)
-
-    def inverse_transform(self, Z):
-        """Mean of the rows that latents decode to.
-
-        Parameters
-        ----------
-        Z : array-like of shape (n_samples, latent_dim)
-            Latents.
-
-        Returns
-        -------
-        X : ndarray of shape (n_samples, n_features)
-            Means, in the units of X.
-        """
-        check_is_fitted(self)
-        # A copy: torch cannot wrap read-only memory, nor negative strides.
-        Z = check_array(Z, dtype=self.location_.dtype, order="C", copy=True, input_name="Z")
-        if Z.shape[1] != self.latent_dim_:
-            raise ValueError(
-                f"Z has {Z.shape[1]} columns, but this {type(self).__name__} has "
-                f"{self.latent_dim_} latent dimensions."
-            )
-        model = self._rebuild()
-        with torch.no_grad():
-            parts = [
-                model.likelihood.mean(model.decode(chunk), model.noise_params).cpu().numpy()
-                for chunk in torch.as_tensor(Z, device=self.device).split(_CHUNK)
-            ]
-        return Scaling(self.location_, self.scale_).restore(np.concatenate(parts), model.likelihood)
-
-    def score_samples(self, X):
-        """Log-likelihood of each row, bounded from below by importance weighting.
-
-        Parameters
-        ----------
-        X : array-like of shape (n_samples, n_features)
-            Rows.
-
-        Returns
-        -------
-        log_likelihood : ndarray of shape (n_samples,)
-            In nats and in the units of X, from ``n_importance`` draws per row. It tightens as
-            their number grows, and equal rows give equal values.
-
-        References
-        ----------
-        Burda, Grosse and Salakhutdinov, "Importance weighted autoencoders", ICLR 2016.
-        """
-        check_is_fitted(self)
-        # Quasi-random points, the same for every row and every call.
-        sobol = stats.qmc.Sobol(self.latent_dim_, seed=0)
-        uniform = sobol.random_base2(math.ceil(math.log2(self.n_importance)))[: self.n_importance]
-        noise = torch.from_numpy(stats.norm.ppf(uniform).astype(self.location_.dtype))
-        parts = []
-        for model, rows in self._chunks(X):
-            n_at_once = max(1, 65_536 // self.n_importance)
-            for start in range(0, len(rows), n_at_once):
-                part = rows.take(slice(start, start + n_at_once))
-                bound = importance_bound(model, part, noise.to(part.encoded.device))
-                parts.append(bound.cpu().numpy())
-        jacobian = Scaling(self.location_, self.scale_).log_jacobian(self._fitted_likelihood())
-        return np.concatenate(parts) + self.location_.dtype.type(jacobian)
-
-    def score(self, X, y=None):
-        """Mean of `score_samples` over rows.
-
-        Parameters
-        ----------
-        X : array-like of shape (n_samples, n_features)
-            Rows.
-        y : Ignored
-            Not used, present for API consistency by convention.
-
-        Returns
-        -------
-        score : float
-            Log-likelihood per row, in nats.
-        """
-        return float(np.mean(self.score_samples(X)))
-
-    def _sample(self, n_samples: int) -> tuple[np.ndarray, np.ndarray]:
-        """Rows and the components they came from."""
-        check_is_fitted(self)
-        if not isinstance(n_samples, Integral) or n_samples < 1:
-            raise ValueError(f"n_samples must be an integer of at least 1, got {n_samples!r}.")
-        seed = check_random_state(self.random_state).randint(_SEED_BOUND)
-        model = self._rebuild()
-        generator = torch.Generator(device=self.device).manual_seed(seed)
-        with torch.no_grad():
-            z, labels = model.graphical.sample(int(n_samples), generator)
-            x = model.likelihood.sample(model.decode(z), model.noise_params, generator)
-        restored = Scaling(self.location_, self.scale_).restore(x.cpu().numpy(), model.likelihood)
-        return restored, labels.cpu().numpy()
-
-    @property
-    def _n_features_out(self) -> int:
-        return self.latent_dim_
-
     def __sklearn_tags__(self):
         """Tags for scikit-learn's machinery."""
         tags = super().__sklearn_tags__()
@@ -683,16 +475,6 @@ class BaseSVAE(
         except (TypeError, ValueError):
             tags.input_tags.positive_only = True
         return tags
-
-
-def _evidence_precision(model: StructuredVAE, axes: Tensor) -> Tensor:
-    """What one row says about each latent, at the mean of the data and along the given axes."""
-    with torch.no_grad():
-        outputs = model.decode(axes.new_zeros(1, axes.shape[1]))
-        precision = model.likelihood.noise_precision(model.noise_params, outputs)[0]
-        if not model.likelihood.standardizes:
-            precision = precision * model.link_scale.square()
-        return (precision @ axes.square()).clamp_min(_MIN_PRECISION)
 
 
 def _shift(record: EpochRecord, log_jacobian: float) -> EpochRecord:

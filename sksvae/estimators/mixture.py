@@ -1,49 +1,38 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Structured VAE with a Gaussian mixture over its latents."""
 
-import copy
 from collections.abc import Callable
 from dataclasses import replace
 from numbers import Integral, Real
 
 import numpy as np
 import torch
-from sklearn.base import _fit_context
 from sklearn.utils._param_validation import Interval, StrOptions
-from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from sksvae.estimators.base import BaseSVAE
-from sksvae.estimators.scaling import Scaling
+from sksvae.estimators.moves import removal_moves, remove_down_to
+from sksvae.estimators.steering import SteeringMixin
 from sksvae.estimators.validation import (
     checked_covariance,
     checked_layer_sizes,
     checked_numbers,
-    unchanged_on_error,
 )
-from sksvae.expfam import NIWParams
 from sksvae.graphical import (
     GaussianMixtureModel,
     MixturePrior,
     Potentials,
-    prune_components,
 )
 from sksvae.inference import FixedPointSettings
 from sksvae.initialization import fit_mixture, search_mixture
 from sksvae.objective import Rows, StructuredVAE
-from sksvae.persistence import model_to_arrays
 from sksvae.training import EpochRecord, Trainer, run_training
 
 _VB_ITER = 100  # rounds of variational Bayes in the initialisation
 _VB_TOL = 1e-4  # nats per row
-_MOVE_EVERY = 10  # epochs between attempts to remove components
-_MOVE_ROWS = 10_000  # rows that removals are judged on
-# Nats per row that a removal may cost at first. What a component explains early on, the networks
-# can often learn to explain; the slack falls to zero over the first half of training.
-_MOVE_SLACK = 0.03
 
 
-class SVAEGaussianMixture(BaseSVAE):
+class SVAEGaussianMixture(SteeringMixin, BaseSVAE):
     """Gaussian mixture over the latents of a variational autoencoder.
 
     ``k ~ Cat(pi)``, ``z | k ~ N(mu_k, Sigma_k)``, ``x | z ~ p(x | decoder(z))``, with conjugate
@@ -97,6 +86,11 @@ class SVAEGaussianMixture(BaseSVAE):
         Most block updates of the local posterior of a row.
     n_starts : int, default=10
         Starts of variational Bayes for the mixture in the initialisation.
+    n_starting_components : int or None, default=None
+        Components that training begins with; ``None`` means ``n_components``. Those beyond
+        ``n_components`` are removed one by one in the first half of training, while the networks
+        bend the latent space. Twice ``n_components`` keeps strongly curved clusters from sharing
+        a component, and takes longer.
     prune : bool, default=True
         Whether components are removed, after the initialisation and every ten epochs, where the
         bound with one component less is at least as high; in the first half of training it may be
@@ -210,6 +204,7 @@ class SVAEGaussianMixture(BaseSVAE):
         "implicit_gradient": [StrOptions({"cg", "richardson", "none", "unrolled"})],
         "max_updates": [Interval(Integral, 1, None, closed="left")],
         "n_starts": [Interval(Integral, 1, None, closed="left")],
+        "n_starting_components": [Interval(Integral, 1, None, closed="left"), None],
         "prune": ["boolean"],
         "pretraining_iter": [Interval(Integral, 0, None, closed="left")],
     }
@@ -238,6 +233,7 @@ class SVAEGaussianMixture(BaseSVAE):
         max_updates=50,
         n_importance=64,
         n_starts=10,
+        n_starting_components=None,
         prune=True,
         pretraining_iter=100,
         learning_rate_init=0.005,
@@ -273,6 +269,7 @@ class SVAEGaussianMixture(BaseSVAE):
         self.max_updates = max_updates
         self.n_importance = n_importance
         self.n_starts = n_starts
+        self.n_starting_components = n_starting_components
         self.prune = prune
         self.pretraining_iter = pretraining_iter
         self.learning_rate_init = learning_rate_init
@@ -293,10 +290,16 @@ class SVAEGaussianMixture(BaseSVAE):
 
     def _check_training_data(self, X, reset: bool):
         X, likelihood = super()._check_training_data(X, reset)
-        if reset and X.shape[0] < self.n_components:
+        if self._n_starting() < self.n_components:
             raise ValueError(
-                f"n_components={self.n_components} needs at least as many samples, but X has "
-                f"n_samples = {X.shape[0]}. Lower n_components or pass more rows."
+                f"n_starting_components={self.n_starting_components} must be at least "
+                f"n_components={self.n_components}."
+            )
+        if reset and X.shape[0] < self._n_starting():
+            name = "n_components" if self.n_starting_components is None else "n_starting_components"
+            raise ValueError(
+                f"{name}={self._n_starting()} needs at least as many samples, but X has "
+                f"n_samples = {X.shape[0]}. Lower {name} or pass more rows."
             )
         self._check_priors(self._checked_latent_dim(X.shape[1]))
         return X, likelihood
@@ -313,7 +316,10 @@ class SVAEGaussianMixture(BaseSVAE):
             )
 
     def _min_rows(self) -> int:
-        return max(2, self.n_components)
+        return max(2, self._n_starting())
+
+    def _n_starting(self) -> int:
+        return self.n_starting_components or self.n_components
 
     def _fixed_point_settings(self, to_train: bool) -> FixedPointSettings:
         # In training, what is left after these few solver steps is the share of single rows that
@@ -383,7 +389,7 @@ class SVAEGaussianMixture(BaseSVAE):
         dof = dim if self.degrees_of_freedom_prior is None else self.degrees_of_freedom_prior
         concentration = self.weight_concentration_prior
         return MixturePrior.symmetric(
-            self.n_components,
+            self._n_starting(),
             1.0 / self.n_components if concentration is None else float(concentration),
             mean,
             1.0 if self.mean_precision_prior is None else float(self.mean_precision_prior),
@@ -393,24 +399,19 @@ class SVAEGaussianMixture(BaseSVAE):
 
     def _moves(
         self, model: StructuredVAE, rows: Rows, random_state: np.random.RandomState
-    ) -> Callable[[int], None]:
-        if not self.prune:
-            return super()._moves(model, rows, random_state)
-        weight = 1.0
-        if len(rows) > _MOVE_ROWS:
-            weight = len(rows) / _MOVE_ROWS
-            rows = rows.take(torch.as_tensor(random_state.permutation(len(rows))[:_MOVE_ROWS]))
-
-        def move(epoch: int) -> None:
-            if epoch % _MOVE_EVERY == 0:
-                share = max(0.0, 1.0 - 2.0 * epoch / self.max_iter)
-                slack = share * _MOVE_SLACK * weight * len(rows)
-                model.graphical = _pruned(model, rows, weight, slack)
-
-        return move
+    ) -> Callable[[int], bool]:
+        return removal_moves(
+            model,
+            rows,
+            n_components=self.n_components,
+            prune=self.prune,
+            max_iter=self.max_iter,
+            random_state=random_state,
+        )
 
     def _finish(self, model: StructuredVAE, rows: Rows) -> None:
         """Order components by weight."""
+        remove_down_to(model, rows, self.n_components)
         weights = model.graphical.posterior.weights.concentration
         model.graphical = model.graphical.select(weights.argsort(descending=True, stable=True))
 
@@ -484,122 +485,6 @@ class SVAEGaussianMixture(BaseSVAE):
             Component of each.
         """
         return self._sample(n_samples)
-
-    # ---- steering ----
-
-    def remove_component(self, k):
-        """Copy without one component ([T] 6.1.2).
-
-        Parameters
-        ----------
-        k : int
-            Index of the component.
-
-        Returns
-        -------
-        edited : SVAEGaussianMixture
-            A fitted copy; components after ``k`` move up by one and weights renormalise.
-        """
-        k = self._checked_component(k)
-        n_components = self.weights_.shape[0]
-        if n_components == 1:
-            raise ValueError("k=0 is the only component left, and a mixture needs one.")
-        return self._edited(lambda mixture: mixture.select(_all_but(n_components, k)))
-
-    def move_component(self, k, mean):
-        """Copy with one component moved ([T] 6.1.2).
-
-        Parameters
-        ----------
-        k : int
-            Index of the component.
-        mean : array-like of shape (latent_dim,)
-            Its new mean.
-
-        Returns
-        -------
-        edited : SVAEGaussianMixture
-            A fitted copy.
-        """
-        k = self._checked_component(k)
-        mean = checked_numbers(mean, (self.latent_dim_,), "mean")
-
-        def move(mixture: GaussianMixtureModel) -> GaussianMixtureModel:
-            components = mixture.posterior.components
-            means = components.mean.clone()
-            means[k] = torch.as_tensor(mean)
-            moved = NIWParams(components.scale, means, *components[2:])
-            return GaussianMixtureModel(mixture.prior, mixture.posterior._replace(components=moved))
-
-        return self._edited(move)
-
-    @_fit_context(prefer_skip_nested_validation=True)
-    @unchanged_on_error
-    def refit_mixture(self, X, y=None):
-        """Fit the mixture to new rows with the networks as they are.
-
-        Parameters
-        ----------
-        X : array-like of shape (n_samples, n_features)
-            Rows.
-        y : Ignored
-            Not used, present for API consistency by convention.
-
-        Returns
-        -------
-        self : SVAEGaussianMixture
-            With new ``weights_``, ``means_`` and ``covariances_``, fitted from where they stood
-            to the posterior of ``X`` alone. Components keep their places, and what `fit` said
-            about its own training (``lower_bound_``, ``history_``) stays.
-        """
-        X, likelihood = self._checked_rows(X)
-        model = self._rebuild()
-        scaling = Scaling(self.location_, self.scale_)
-        rows = scaling.rows(X, likelihood, self.device)
-        fit_mixture(
-            model.graphical,
-            _potentials(model, rows),
-            model.settings,
-            max_iter=10 * _VB_ITER,
-            tol=1e-2 * _VB_TOL,
-        )
-        self.model_state_ = model_to_arrays(model)
-        for name, value in self._graphical_attributes(model.graphical).items():
-            setattr(self, name, value)
-        return self
-
-    def _edited(self, edit: Callable[[GaussianMixtureModel], GaussianMixtureModel]):
-        edited = copy.deepcopy(self)
-        model = edited._rebuild()
-        model.graphical = edit(model.graphical)
-        edited.model_state_ = model_to_arrays(model)
-        for name, value in edited._graphical_attributes(model.graphical).items():
-            setattr(edited, name, value)
-        return edited
-
-    def _checked_component(self, k) -> int:
-        check_is_fitted(self)
-        n_components = self.weights_.shape[0]
-        if not isinstance(k, Integral) or not 0 <= k < n_components:
-            raise ValueError(f"k must be an integer from 0 to {n_components - 1}, got {k!r}.")
-        return int(k)
-
-
-def _pruned(model: StructuredVAE, rows: Rows, weight: float, slack: float) -> GaussianMixtureModel:
-    """Remove components, one after the other, for as long as the bound allows."""
-    potentials = _potentials(model, rows)
-    mixture = model.graphical
-    while True:
-        with torch.no_grad():
-            posterior = mixture.infer(potentials, mixture.expected_params(), model.settings)
-        smaller = prune_components(mixture, posterior, weight, slack)
-        if smaller is mixture:
-            return mixture
-        mixture = smaller
-
-
-def _all_but(n: int, k: int) -> Tensor:
-    return torch.tensor([i for i in range(n) if i != k])
 
 
 def _potentials(model: StructuredVAE, rows: Rows) -> Potentials:

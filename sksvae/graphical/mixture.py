@@ -336,6 +336,22 @@ class GaussianMixtureModel(GraphicalModel):
         factor = torch.linalg.cholesky(covariances)
         return means[labels] + (factor[labels] @ noise.unsqueeze(-1)).squeeze(-1), labels
 
+    def others(self, component: int) -> Tensor:
+        """Indices of all components but one.
+
+        Parameters
+        ----------
+        component : int
+            The one to leave out.
+
+        Returns
+        -------
+        Tensor of shape (n_components - 1,)
+            In order, for `select`.
+        """
+        device = self.prior.weights.concentration.device
+        return torch.tensor([k for k in range(self.n_components) if k != component], device=device)
+
     def select(self, components: Tensor) -> "GaussianMixtureModel":
         """Model with some of the components, in the given order.
 

@@ -92,7 +92,7 @@ def propose_removal(
     prior = _double(model.prior)
     total = _weighted_stats(posterior, slice(None), weight * posterior.responsibilities.double())
     moved = tuple(old + new for old, new in zip(total, change, strict=True))
-    left = _all_but(len(before.mT), component).to(before.device)
+    left = model.others(component)
     gain = (
         _log_evidence(_select(prior, left), tuple(field[left] for field in moved))
         - _log_evidence(prior, total)
@@ -145,7 +145,7 @@ def prune_components(
     if not removals[best].gain > -slack:
         return model
     dtype = posterior.mean.dtype
-    left = _all_but(n_components, best).to(posterior.mean.device)
+    left = model.others(best)
     counts, *stats = (field[left].to(dtype) for field in removals[best].stats)
     smaller = model.select(left)
     weights, components = smaller.posterior
@@ -179,10 +179,6 @@ def _select(params: MixturePrior, components: Tensor) -> MixturePrior:
         DirichletParams(params.weights.concentration[components]),
         NIWParams(*(field[components] for field in params.components)),
     )
-
-
-def _all_but(n: int, k: int) -> Tensor:
-    return torch.tensor([i for i in range(n) if i != k])
 
 
 def _log_evidence(prior: MixturePrior, stats: tuple[Tensor, ...]) -> Tensor:

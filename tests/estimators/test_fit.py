@@ -148,7 +148,7 @@ def test_rows_do_not_depend_on_the_rows_around_them(Estimator, likelihood):
 def test_many_rows_are_read_in_chunks(Estimator, monkeypatch):
     estimator = fitted(Estimator)
     whole = outputs(estimator, X)
-    monkeypatch.setattr("sksvae.estimators.base._CHUNK", 7)
+    monkeypatch.setattr("sksvae.estimators.fitted.CHUNK", 7)
     for name, value in outputs(estimator, X).items():
         np.testing.assert_allclose(value, whole[name], rtol=0, atol=1e-9, err_msg=name)
     assert np.isfinite(clone(estimator).fit(X).lower_bound_)

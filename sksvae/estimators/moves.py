@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Changes of the number of components between epochs of training."""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from sksvae.graphical import GaussianMixtureModel, prune_components
+from sksvae.objective import Rows, StructuredVAE
+
+_EVERY = 10  # epochs between attempts to remove components
+_ROWS = 10_000  # rows that removals are judged on
+# Nats per row that a removal may cost at first. What a component explains early on, the networks
+# can often learn to explain; the slack falls to zero over the first half of training.
+_SLACK = 0.03
+
+
+def removal_moves(
+    model: StructuredVAE,
+    rows: Rows,
+    *,
+    n_components: int,
+    prune: bool,
+    max_iter: int,
+    random_state: np.random.RandomState,
+) -> Callable[[int], bool]:
+    """Prepare the removal of components during training.
+
+    Parameters
+    ----------
+    model : StructuredVAE
+        Over a mixture, which the moves replace.
+    rows : Rows
+        Training rows.
+    n_components : int
+        Components beyond these have to go in the first half of training, at a steady pace, those
+        first that the bound misses least.
+    prune : bool
+        Whether more may go, where the bound allows it.
+    max_iter : int
+        Most epochs.
+    random_state : RandomState
+        For the choice of rows.
+
+    Returns
+    -------
+    callable
+        To be called with the number of each epoch before it begins. True as long as components
+        have to go: training has not converged before.
+    """
+    rows, weight = _sample(rows, random_state)
+    n_extra = model.graphical.n_components - n_components
+
+    def move(epoch: int) -> bool:
+        share = max(0.0, 1.0 - 2.0 * epoch / max_iter)
+        if prune and epoch % _EVERY == 0:
+            _remove(model, rows, weight, share * _SLACK * weight * len(rows), 1)
+        target = n_components + math.ceil(share * n_extra)
+        _remove(model, rows, weight, math.inf, target)
+        return model.graphical.n_components > n_components
+
+    return move
+
+
+def remove_down_to(model: StructuredVAE, rows: Rows, n_components: int) -> None:
+    """Remove components at any cost until so many are left.
+
+    Parameters
+    ----------
+    model : StructuredVAE
+        Over a mixture, which is replaced.
+    rows : Rows
+        Training rows.
+    n_components : int
+        How many to leave.
+    """
+    if model.graphical.n_components > n_components:
+        rows, weight = _sample(rows, np.random.RandomState(0))
+        _remove(model, rows, weight, math.inf, n_components)
+
+
+def _sample(rows: Rows, random_state: np.random.RandomState) -> tuple[Rows, float]:
+    """Rows to judge removals on, and how many each of them stands for."""
+    if len(rows) <= _ROWS:
+        return rows, 1.0
+    chosen = random_state.permutation(len(rows))[:_ROWS]
+    return rows.take(torch.as_tensor(chosen, device=rows.observed.device)), len(rows) / _ROWS
+
+
+def _remove(model: StructuredVAE, rows: Rows, weight: float, slack: float, least: int) -> None:
+    """Remove components, one after the other, for as long as the bound allows."""
+    while model.graphical.n_components > least:
+        smaller = _without_one(model, rows, weight, slack)
+        if smaller is model.graphical:
+            return
+        model.graphical = smaller
+
+
+def _without_one(
+    model: StructuredVAE, rows: Rows, weight: float, slack: float
+) -> GaussianMixtureModel:
+    mixture = model.graphical
+    with torch.no_grad():
+        posterior = mixture.infer(model.encode(rows), mixture.expected_params(), model.settings)
+    return prune_components(mixture, posterior, weight, slack)
