@@ -26,18 +26,19 @@ from sklearn.model_selection import GridSearchCV, KFold
 from sksvae import SVAEGaussianMixture
 from sksvae.datasets import make_pinwheel, pinwheel_log_density
 
-SETTINGS = {  # name: rate, n_components
-    "standard": (0.25, 5),
-    "too many components": (0.25, 15),
-    "strongly curved": (0.35, 5),
+SETTINGS = {  # name: rate, n_components, n_starting_components
+    "standard": (0.25, 5, None),
+    "too many components": (0.25, 15, None),
+    "strongly curved": (0.35, 5, 10),
 }
 
 
-def models(n_components, seed, arguments):
+def models(n_components, n_starting, seed, arguments):
     """Return the models to compare, by name."""
     found = {
         "SVAEGaussianMixture": SVAEGaussianMixture(
             n_components,
+            n_starting_components=n_starting,
             n_draws=arguments.n_draws,
             max_iter=arguments.max_iter,
             learning_rate_init=arguments.learning_rate,
@@ -100,13 +101,13 @@ def main():
     arguments = parser.parse_args()
     warnings.simplefilter("ignore", ConvergenceWarning)
     for setting in arguments.settings:
-        rate, n_components = SETTINGS[setting]
+        rate, n_components, n_starting = SETTINGS[setting]
         found = {}
         for seed in range(arguments.seeds):
             X, y = make_pinwheel(200, rate=rate, random_state=seed)
             X_new, _ = make_pinwheel(400, rate=rate, random_state=1000 + seed)
             truth = float(pinwheel_log_density(X_new, rate=rate).mean())
-            for name, model in models(n_components, seed, arguments).items():
+            for name, model in models(n_components, n_starting, seed, arguments).items():
                 if arguments.only and name not in arguments.only.split(","):
                     continue
                 row = {"setting": setting, "seed": seed, "model": name, "true": round(truth, 4)}

@@ -21,7 +21,6 @@ from torch import Tensor
 from sksvae.graphical import GaussianMixtureModel, MixturePrior, Posterior, Potentials
 from sksvae.inference import FixedPointSettings
 
-_SEARCH_ROWS = 10_000  # rows used to compare starts
 # Least noise variance at the start, for standardised features. Where the latents could explain the
 # data exactly, a noise level well above zero lets training bend them first (see noise_rate).
 _MIN_NOISE = 0.05
@@ -90,6 +89,7 @@ def fit_mixture(
     *,
     max_iter: int,
     tol: float,
+    weight: float = 1.0,
 ) -> float:
     """Coordinate ascent on q(theta) and the local posteriors, the potentials fixed.
 
@@ -105,6 +105,8 @@ def fit_mixture(
         Most rounds.
     tol : float
         Gain per row, in nats, at which to stop.
+    weight : float, default=1.0
+        Rows that each row of ``potentials`` stands for.
 
     Returns
     -------
@@ -129,22 +131,23 @@ def fit_mixture(
     with torch.no_grad():
         for _ in range(max_iter):
             posterior = model.infer(potentials, model.expected_params(), settings)
-            previous, bound = bound, _potential_bound(model, potentials, posterior)
-            model.coordinate_update(model.total_stats(posterior))
+            previous, bound = bound, _potential_bound(model, potentials, posterior, weight)
+            model.coordinate_update([weight * s for s in model.total_stats(posterior)])
             if bound - previous < tol:
                 break
     return bound
 
 
 def _potential_bound(
-    model: GaussianMixtureModel, potentials: Potentials, posterior: Posterior
+    model: GaussianMixtureModel, potentials: Potentials, posterior: Posterior, weight: float
 ) -> float:
     """``mean(E log N(z | m, R^-1) - KL) - KL(q(theta) || p) / n``, normalised potentials."""
     r, R = potentials
     variance = posterior.covariance.diagonal(dim1=-2, dim2=-1)
     square = R * ((posterior.mean - r / R).square() + variance)
     evidence = 0.5 * (R.log() - math.log(2 * math.pi) - square).sum(-1)
-    return float((evidence - posterior.local_kl).mean() - model.prior_kl() / r.shape[0])
+    n_rows = weight * r.shape[0]
+    return float((evidence - posterior.local_kl).mean() - model.prior_kl() / n_rows)
 
 
 def search_mixture(
@@ -156,6 +159,7 @@ def search_mixture(
     max_iter: int,
     tol: float,
     random_state: np.random.RandomState,
+    weight: float = 1.0,
 ) -> GaussianMixtureModel:
     """Variational Bayes for a mixture from several starts, the best bound kept.
 
@@ -179,6 +183,8 @@ def search_mixture(
         As in `fit_mixture`.
     random_state : RandomState
         For the starts.
+    weight : float, default=1.0
+        As in `fit_mixture`.
 
     Returns
     -------
@@ -186,25 +192,22 @@ def search_mixture(
         The best mixture.
     """
     r, R = potentials
-    n_rows = r.shape[0]
     points = (r / R).double().cpu().numpy()
-    subset = slice(None)
-    if n_rows > _SEARCH_ROWS:
-        subset = np.sort(random_state.choice(n_rows, _SEARCH_ROWS, replace=False))
     candidates = []
     for _ in range(n_starts):
         start = _point_mixture(prior, random_state.randint(np.iinfo(np.int32).max), max_iter)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)
-            start.fit(points[subset])
+            start.fit(points)
         candidates.append(start)
     candidates.sort(key=lambda start: -start.lower_bound_)
     best, best_bound = None, -math.inf
     for start in candidates[:3]:
         model = GaussianMixtureModel(prior)
         labels = torch.as_tensor(start.predict_proba(points), dtype=r.dtype, device=r.device)
-        model.coordinate_update(model.total_stats(_as_posterior(potentials, labels)))
-        bound = fit_mixture(model, potentials, settings, max_iter=max_iter, tol=tol)
+        stats = model.total_stats(_as_posterior(potentials, labels))
+        model.coordinate_update([weight * s for s in stats])
+        bound = fit_mixture(model, potentials, settings, max_iter=max_iter, tol=tol, weight=weight)
         if bound > best_bound:
             best, best_bound = model, bound
     return best

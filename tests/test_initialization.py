@@ -215,7 +215,16 @@ def test_a_coarse_tolerance_stops_earlier_and_lower():
 # Search ------------------------------------------------------------------------------------------
 
 
-def search(z, n_components=4, n_starts=5, seed=0, precision=100.0, dtype=torch.float64, prior=None):
+def search(
+    z,
+    n_components=4,
+    n_starts=5,
+    seed=0,
+    precision=100.0,
+    dtype=torch.float64,
+    prior=None,
+    weight=1.0,
+):
     return search_mixture(
         prior_of(n_components, z.shape[1], dtype) if prior is None else prior,
         potentials_at(z.to(dtype), precision),
@@ -224,6 +233,7 @@ def search(z, n_components=4, n_starts=5, seed=0, precision=100.0, dtype=torch.f
         max_iter=30,
         tol=1e-4,
         random_state=np.random.RandomState(seed),
+        weight=weight,
     )
 
 
@@ -299,22 +309,13 @@ def test_components_that_are_not_needed_stay_nearly_empty():
     assert adjusted_rand_score(labels, labels_of(model, z)) > 0.8
 
 
-def test_large_tables_are_searched_on_some_rows_and_fitted_to_all(monkeypatch):
-    n_fitted = []
-    plain = BayesianGaussianMixture.fit
-
-    def fit(self, X, y=None):
-        n_fitted.append(len(X))
-        return plain(self, X, y)
-
-    monkeypatch.setattr(BayesianGaussianMixture, "fit", fit)
-    monkeypatch.setattr(initialization, "_SEARCH_ROWS", 150)
-    z, labels = points_of(600)
-    model = search(z, n_starts=3)
-    assert n_fitted == [150] * 3
-    counts = model.posterior.weights.concentration - model.prior.weights.concentration
-    assert counts.sum().item() == pytest.approx(600, rel=1e-6)
-    assert adjusted_rand_score(labels, labels_of(model, z)) > 0.99
+def test_weighted_rows_count_as_many():
+    z, labels = points_of(200)
+    weighted, repeated = search(z, weight=3.0), search(z.repeat(3, 1))
+    for one, other in zip(weighted.posterior, repeated.posterior, strict=True):
+        for mine, want in zip(one, other, strict=True):
+            torch.testing.assert_close(mine.sort(0)[0], want.sort(0)[0], rtol=0.02, atol=0.02)
+    assert adjusted_rand_score(labels, labels_of(weighted, z)) > 0.99
 
 
 def test_repeated_rows_are_no_obstacle():

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sksvae.estimators.base import BaseSVAE
 from sksvae.estimators.moves import removal_moves, remove_down_to
+from sksvae.estimators.start import sample_rows
 from sksvae.estimators.steering import SteeringMixin
 from sksvae.estimators.validation import (
     checked_covariance,
@@ -350,32 +351,35 @@ class SVAEGaussianMixture(SteeringMixin, BaseSVAE):
         random_state: np.random.RandomState,
         on_epoch_end: Callable[[int, EpochRecord], bool],
     ) -> None:
+        sample, weight = sample_rows(rows, random_state)
+        potentials = _potentials(model, sample)
         with torch.no_grad():
-            points = rows.encoded @ model.encoder.skip
-            covariance = points.mT @ points / len(rows) + torch.diag(1.0 / _precisions(model, rows))
+            points = sample.encoded @ model.encoder.skip
+            noise = torch.diag(1.0 / potentials.precision.mean(0))
+            covariance = points.mT @ points / len(sample) + noise
         single = MixturePrior.symmetric(
             1, 1.0, points.mean(0), 1.0, covariance, float(points.shape[1])
         )
         model.graphical = GaussianMixtureModel(single)
-        potentials = _potentials(model, rows)
-        fit_mixture(model.graphical, potentials, model.settings, max_iter=20, tol=_VB_TOL)
+        search = {"tol": _VB_TOL, "weight": weight}
+        fit_mixture(model.graphical, potentials, model.settings, max_iter=20, **search)
         if self._n_initial_epochs():
             settings = self._training_settings(len(rows), anneal=False)
             settings = replace(settings, max_iter=self.pretraining_iter)
             trainer = Trainer(model, len(rows), settings, generator)
             run_training(trainer, rows, None, on_epoch_end)
-            potentials = _potentials(model, rows)
+            potentials = _potentials(model, sample)
         model.graphical = search_mixture(
-            self._prior(model, potentials),
+            self._prior(model),
             potentials,
             model.settings,
             n_starts=self.n_starts,
             max_iter=_VB_ITER,
-            tol=_VB_TOL,
             random_state=random_state,
+            **search,
         )
 
-    def _prior(self, model: StructuredVAE, potentials: Potentials) -> MixturePrior:
+    def _prior(self, model: StructuredVAE) -> MixturePrior:
         """Prior over the mixture, data-dependent where the user left it open."""
         _, means, covariances = model.graphical.point_parameters()
         dim = means.shape[-1]
@@ -435,7 +439,11 @@ class SVAEGaussianMixture(SteeringMixin, BaseSVAE):
         responsibilities : ndarray of shape (n_samples, n_components_)
             ``q(k)`` of each row.
         """
-        return self._collect(X, lambda posterior: posterior.responsibilities)
+        parts = [
+            model.graphical.responsibilities(model.encode(rows), model.settings).cpu().numpy()
+            for model, rows in self._chunks(X)
+        ]
+        return np.concatenate(parts)
 
     def predict(self, X):
         """Most probable component of each row.
@@ -490,7 +498,3 @@ class SVAEGaussianMixture(SteeringMixin, BaseSVAE):
 def _potentials(model: StructuredVAE, rows: Rows) -> Potentials:
     with torch.no_grad():
         return model.encode(rows)
-
-
-def _precisions(model: StructuredVAE, rows: Rows) -> Tensor:
-    return _potentials(model, rows).precision.mean(0)

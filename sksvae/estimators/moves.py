@@ -7,11 +7,11 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
+from sksvae.estimators.start import sample_rows
 from sksvae.graphical import GaussianMixtureModel, prune_components
 from sksvae.objective import Rows, StructuredVAE
 
 _EVERY = 10  # epochs between attempts to remove components
-_ROWS = 10_000  # rows that removals are judged on
 # Nats per row that a removal may cost at first. What a component explains early on, the networks
 # can often learn to explain; the slack falls to zero over the first half of training.
 _SLACK = 0.03
@@ -50,7 +50,7 @@ def removal_moves(
         To be called with the number of each epoch before it begins. True as long as components
         have to go: training has not converged before.
     """
-    rows, weight = _sample(rows, random_state)
+    rows, weight = sample_rows(rows, random_state)
     n_extra = model.graphical.n_components - n_components
 
     def move(epoch: int) -> bool:
@@ -77,16 +77,8 @@ def remove_down_to(model: StructuredVAE, rows: Rows, n_components: int) -> None:
         How many to leave.
     """
     if model.graphical.n_components > n_components:
-        rows, weight = _sample(rows, np.random.RandomState(0))
+        rows, weight = sample_rows(rows, np.random.RandomState(0))
         _remove(model, rows, weight, math.inf, n_components)
-
-
-def _sample(rows: Rows, random_state: np.random.RandomState) -> tuple[Rows, float]:
-    """Rows to judge removals on, and how many each of them stands for."""
-    if len(rows) <= _ROWS:
-        return rows, 1.0
-    chosen = random_state.permutation(len(rows))[:_ROWS]
-    return rows.take(torch.as_tensor(chosen, device=rows.observed.device)), len(rows) / _ROWS
 
 
 def _remove(model: StructuredVAE, rows: Rows, weight: float, slack: float, least: int) -> None:

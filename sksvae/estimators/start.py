@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""First stage of the initialisation: a linear model on the principal axes."""
+"""Starting points: a linear model on the principal axes, and a sample of rows to go on with."""
 
 import numpy as np
 import torch
@@ -13,6 +13,32 @@ from sksvae.likelihoods.base import Likelihood
 from sksvae.objective import Rows, StructuredVAE
 
 _MIN_PRECISION = 1e-2  # of the potentials at the start, for latents that no feature depends on
+
+_SAMPLE_ROWS = 10_000  # enough to compare mixtures by
+
+
+def sample_rows(rows: Rows, random_state: np.random.RandomState) -> tuple[Rows, float]:
+    """Choose rows to find or to judge a latent structure by, where all are not needed.
+
+    Parameters
+    ----------
+    rows : Rows
+        Training rows.
+    random_state : RandomState
+        For the choice.
+
+    Returns
+    -------
+    sample : Rows
+        At most 10,000 of them.
+    weight : float
+        How many rows each of them stands for.
+    """
+    if len(rows) <= _SAMPLE_ROWS:
+        return rows, 1.0
+    chosen = random_state.permutation(len(rows))[:_SAMPLE_ROWS]
+    sample = rows.take(torch.as_tensor(chosen, device=rows.observed.device))
+    return sample, len(rows) / _SAMPLE_ROWS
 
 
 def linear_model(

@@ -2,7 +2,7 @@
 """Gaussian mixture over latents, with mean field inference q(z) q(k) per row."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -120,6 +120,33 @@ class _Coupling(NamedTuple):
         return self.constant + self.linear(moments.mean, moments.second_moment)
 
 
+def _conditional(
+    potentials: Potentials, coupling: _Coupling
+) -> Callable[[Tensor, Tensor | None], GaussianMoments]:
+    """``q(z)`` as a function of q(k), for all rows or for those with the given indices."""
+    r, R = potentials
+    precision = torch.diag_embed(R)
+
+    def moments_of(point: Tensor, rows: Tensor | None = None) -> GaussianMoments:
+        h, J = coupling.to_gaussian(point)
+        if rows is None:
+            return gaussian_moments(r + h, precision + J)
+        return gaussian_moments(r[rows] + h, precision[rows] + J)
+
+    return moments_of
+
+
+def _block_update(
+    moments_of: Callable[[Tensor, Tensor | None], GaussianMoments], coupling: _Coupling
+) -> Callable[[Tensor, Tensor | None], Tensor]:
+    """One round: q(z) given q(k), then q(k) given q(z)."""
+
+    def update(point: Tensor, rows: Tensor | None = None) -> Tensor:
+        return coupling.logits(moments_of(point, rows)).softmax(-1)
+
+    return update
+
+
 class GaussianMixtureModel(GraphicalModel):
     """``k ~ Cat(pi)``, ``z | k ~ N(mu_k, Sigma_k)`` with conjugate q(theta).
 
@@ -165,30 +192,19 @@ class GaussianMixtureModel(GraphicalModel):
     ) -> Posterior:
         """Mean field ``q(z) q(k)`` of each row, see `sksvae.inference.mean_field`."""
         coupling = _Coupling.from_params(params)
-        r, R = potentials
-        evidence = r, torch.diag_embed(R)
-
-        def moments_of(point: Tensor, rows: Tensor | None = None) -> GaussianMoments:
-            h, J = coupling.to_gaussian(point)
-            if rows is None:
-                return gaussian_moments(evidence[0] + h, evidence[1] + J)
-            return gaussian_moments(evidence[0][rows] + h, evidence[1][rows] + J)
-
-        def update(point: Tensor, rows: Tensor | None = None) -> Tensor:
-            return coupling.logits(moments_of(point, rows)).softmax(-1)
-
-        if self.n_components == 1:
-            end = _sure(r)
-            point = end.point
-        elif settings.gradient == "unrolled":
+        moments_of = _conditional(potentials, coupling)
+        differentiate = self.n_components > 1 and torch.is_grad_enabled()
+        if differentiate and settings.gradient == "unrolled":
+            update = _block_update(moments_of, coupling)
             point, end = _unrolled(update, self._start(potentials, coupling), settings)
         else:
-            start = self._start(potentials, coupling)
-            end = solve_fixed_point(update, start, settings.max_updates, settings.tol)
-            moments = moments_of(end.point)
-            fisher, curvature = _adjoint_operators(coupling, moments, end.point)
-            following = coupling.logits(moments).softmax(-1)
-            point = attach_implicit_gradient(following, end, fisher, curvature, settings)
+            end = self._fixed_point(potentials, coupling, settings)
+            point = end.point
+            if differentiate:
+                moments = moments_of(point)
+                fisher, curvature = _adjoint_operators(coupling, moments, point)
+                following = coupling.logits(moments).softmax(-1)
+                point = attach_implicit_gradient(following, end, fisher, curvature, settings)
         moments = moments_of(point)
         return Posterior(
             mean=moments.mean,
@@ -198,6 +214,34 @@ class GaussianMixtureModel(GraphicalModel):
             n_updates=end.n_updates,
             converged=end.converged,
         )
+
+    @torch.no_grad()
+    def responsibilities(self, potentials: Potentials, settings: FixedPointSettings) -> Tensor:
+        """``q(k)`` of each row alone: that of `infer`, at half its cost.
+
+        Parameters
+        ----------
+        potentials : Potentials
+            Evidence for each row.
+        settings : FixedPointSettings
+            How block updates are iterated.
+
+        Returns
+        -------
+        Tensor of shape (n_rows, n_components)
+            Without a gradient.
+        """
+        coupling = _Coupling.from_params(self.expected_params())
+        return self._fixed_point(potentials, coupling, settings).point
+
+    def _fixed_point(
+        self, potentials: Potentials, coupling: "_Coupling", settings: FixedPointSettings
+    ) -> FixedPoint:
+        if self.n_components == 1:
+            return _sure(potentials.precision_mean)
+        update = _block_update(_conditional(potentials, coupling), coupling)
+        start = self._start(potentials, coupling)
+        return solve_fixed_point(update, start, settings.max_updates, settings.tol)
 
     def expected_log_joint(self, posterior: Posterior) -> Tensor:
         """``E_q[log pi_k N(z | mu_k, Sigma_k)]`` of each row and component.

@@ -64,7 +64,7 @@ def test_pruning_leaves_what_the_rows_need():
 
 
 def test_many_rows_are_judged_by_a_sample(monkeypatch):
-    monkeypatch.setattr("sksvae.estimators.moves._ROWS", 30)
+    monkeypatch.setattr("sksvae.estimators.start._SAMPLE_ROWS", 30)
     model, rows = linear_model(mixture(5))[0], data(100)
     sizes = []
     encode = type(model).encode
