@@ -208,7 +208,7 @@ def search_mixture(
         stats = model.total_stats(_as_posterior(potentials, labels))
         model.coordinate_update([weight * s for s in stats])
         bound = fit_mixture(model, potentials, settings, max_iter=max_iter, tol=tol, weight=weight)
-        if bound > best_bound:
+        if best is None or bound > best_bound:
             best, best_bound = model, bound
     return best
 

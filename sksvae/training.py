@@ -4,7 +4,8 @@
 import copy
 import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 
 import torch
@@ -166,10 +167,8 @@ class Trainer:
         params = graphical.expected_params()
         unbiased = settings.unbiased and settings.beta == 1.0 and settings.capacity == 0.0
         inputs = params if unbiased else tuple(p.detach() for p in params)
-        try:
+        with _inference_may_fail():
             terms = self.model.elbo(rows, inputs, self.noise(len(rows)))
-        except torch.linalg.LinAlgError as error:
-            raise _diverged(f"local inference failed, since {error}", _KL_ADVICE) from error
         _check_finite(terms)
         local_kl = terms.posterior.local_kl.mean()
         penalty = local_kl
@@ -325,7 +324,7 @@ def run_training(
 
 
 def _mean_bound(model: StructuredVAE, rows: Rows, noise: Tensor) -> float:
-    with torch.no_grad():
+    with torch.no_grad(), _inference_may_fail():
         return float(model.elbo(rows, model.graphical.expected_params(), noise).bound.mean())
 
 
@@ -342,6 +341,14 @@ _KL_ADVICE = (
 def _diverged(what: str, advice: str) -> ValueError:
     """Say which term failed and what to change."""
     return ValueError(f"Training diverged: {what.rstrip('.')}. What may help: {advice}.")
+
+
+@contextmanager
+def _inference_may_fail() -> Iterator[None]:
+    try:
+        yield
+    except torch.linalg.LinAlgError as error:
+        raise _diverged(f"local inference failed, since {error}", _KL_ADVICE) from error
 
 
 def _check_finite(terms: ELBOTerms) -> None:

@@ -184,6 +184,25 @@ def test_the_validation_bound_is_that_of_the_rows_less_the_global_term():
     assert record.lower_bound == 0.0
 
 
+def test_failed_inference_on_validation_rows_is_a_clear_error():
+    trainer, validation = wandering([0.0])
+    validation = Rows(validation.observed, torch.full_like(validation.encoded, torch.nan))
+    with pytest.raises(ValueError, match="Training diverged: local inference failed"):
+        run_training(trainer, data(4), validation, lambda *_: False)
+
+
+def test_the_wait_for_convergence_begins_anew_while_the_structure_changes():
+    ended = []
+    for busy_until in (0, 6):
+        trainer, _ = wandering([0.0] * 20, n_iter_no_change=2)
+        history, converged = run_training(
+            trainer, data(4), None, lambda *_: False, lambda epoch, end=busy_until: epoch < end
+        )
+        assert converged
+        ended.append(len(history))
+    assert ended[1] == ended[0] + 5
+
+
 def test_validation_rows_decide_and_not_the_training_bound():
     """Here the training bound falls for the first three epochs and the validation bound rises."""
     trainer, validation = wandering([0.3, 0.2, 0.1, 0.0], n_iter_no_change=2)
