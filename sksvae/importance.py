@@ -19,7 +19,9 @@ from sksvae.objective import Rows, StructuredVAE
 _N_STEPS = 8
 _STEP_SIZES = (1.0, 0.5, 0.2, 0.05)
 _SHORT = 0.01  # squared length of a step, in units of the posterior
-_JITTER = 100.0  # machine epsilons, on the diagonal of a correlation matrix
+# Machine epsilons on the diagonal of a correlation matrix. A proposal need not be exact, since the
+# weights make up for it, but it must exist for every row.
+_JITTER = 100.0
 
 
 class _Proposal(NamedTuple):
