@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Inference in conjugate graphical models: pure functions on tensors."""
 
+from sksvae.inference.block_tridiagonal import ChainMoments, chain_moments
 from sksvae.inference.gaussian import GaussianMoments, draw_gaussian, gaussian_moments
 from sksvae.inference.mean_field import (
     FixedPoint,
@@ -11,10 +12,12 @@ from sksvae.inference.mean_field import (
 )
 
 __all__ = [
+    "ChainMoments",
     "FixedPoint",
     "FixedPointSettings",
     "GaussianMoments",
     "attach_implicit_gradient",
+    "chain_moments",
     "draw_gaussian",
     "gaussian_moments",
     "solve_adjoint",
