@@ -283,7 +283,8 @@ def run_training(
         Called with the number of the epoch and its record; a true answer stops training.
     on_epoch_begin : callable, optional
         Called with the number of the epoch; may change the graphical model. After a true answer,
-        that more changes must come, the wait for convergence begins anew.
+        that more changes must come, the wait for convergence begins anew and the model of that
+        epoch is not one to end with.
 
     Returns
     -------
@@ -298,7 +299,8 @@ def run_training(
     best, best_model = -math.inf, None
     validation_noise = None if validation is None else trainer.noise(len(validation))
     for epoch in range(settings.max_iter):
-        if on_epoch_begin(epoch):
+        changing = on_epoch_begin(epoch)
+        if changing:
             plateau = Plateau(settings.tol, settings.n_iter_no_change)
         record = trainer.pass_over(rows, epoch / settings.max_iter, 1 / settings.max_iter)
         judged = record.lower_bound
@@ -307,7 +309,7 @@ def run_training(
             record = EpochRecord(**{**asdict(record), "validation_bound": judged})
         history.append(record)
         converged = plateau.reached(judged)
-        if judged > best:
+        if judged > best and not changing:
             best = judged
             if validation is not None:
                 best_model = (

@@ -84,6 +84,7 @@ def test_latents_beyond_the_features_have_no_axis(latent_dim):
     np.testing.assert_allclose(got.axes[:, :3] @ got.axes[:, :3].T, np.eye(3), atol=1e-12)
     assert (got.axes[:, 3:] == 0).all()
     assert (got.residual_variances > 0).all()
+    assert (got.residual_variances < 0.1).all()
 
 
 # Mixture, potentials fixed -----------------------------------------------------------------------

@@ -203,6 +203,14 @@ def test_the_wait_for_convergence_begins_anew_while_the_structure_changes():
     assert ended[1] == ended[0] + 5
 
 
+def test_a_model_whose_structure_has_to_change_is_not_kept():
+    trainer, validation = wandering([0.0, 0.1, 2.0, 1.0, 2.0], n_iter_no_change=9)
+    run_training(trainer, data(4), validation, lambda *_: False, lambda epoch: epoch < 2)
+    assert torch.equal(
+        trainer.model.graphical.posterior.weights.concentration, trainer.concentrations[3]
+    )
+
+
 def test_validation_rows_decide_and_not_the_training_bound():
     """Here the training bound falls for the first three epochs and the validation bound rises."""
     trainer, validation = wandering([0.3, 0.2, 0.1, 0.0], n_iter_no_change=2)

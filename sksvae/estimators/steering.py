@@ -14,6 +14,7 @@ from sksvae.estimators.validation import checked_numbers, unchanged_on_error
 from sksvae.expfam import NIWParams
 from sksvae.graphical import GaussianMixtureModel
 from sksvae.initialization import fit_mixture
+from sksvae.objective import StructuredVAE
 from sksvae.persistence import model_to_arrays
 
 _REFIT_ITER = 1000  # rounds of variational Bayes
@@ -97,19 +98,20 @@ class SteeringMixin:
         fit_mixture(
             model.graphical, potentials, model.settings, max_iter=_REFIT_ITER, tol=_REFIT_TOL
         )
-        self.model_state_ = model_to_arrays(model)
-        for name, value in self._graphical_attributes(model.graphical).items():
-            setattr(self, name, value)
-        return self
+        return self._with_graphical(model)
 
     def _edited(self, edit: Callable[[GaussianMixtureModel], GaussianMixtureModel]):
         edited = copy.deepcopy(self)
         model = edited._rebuild()
         model.graphical = edit(model.graphical)
-        edited.model_state_ = model_to_arrays(model)
-        for name, value in edited._graphical_attributes(model.graphical).items():
-            setattr(edited, name, value)
-        return edited
+        return edited._with_graphical(model)
+
+    def _with_graphical(self, model: StructuredVAE):
+        """Take over the mixture of a model."""
+        self.model_state_ = model_to_arrays(model)
+        for name, value in self._graphical_attributes(model.graphical).items():
+            setattr(self, name, value)
+        return self
 
     def _checked_component(self, k) -> int:
         check_is_fitted(self)

@@ -108,6 +108,18 @@ def test_bad_numbers_of_components_are_named():
         quick(SVAEGaussianMixture, n_components=3, n_starting_components=99).fit(X)
 
 
+def test_many_rows_are_searched_by_a_sample_that_stands_for_all(monkeypatch):
+    """One step of training cannot make up for a mixture that counts the sample alone."""
+    X = blobs(40, n_blobs=2)[0]
+    concentrations = []
+    for n_sample in (10_000, 30):
+        monkeypatch.setattr("sksvae.estimators.start._SAMPLE_ROWS", n_sample)
+        fit = quick(SVAEGaussianMixture, n_components=2, max_iter=1, prune=False).fit(X)
+        model = fit._rebuild()
+        concentrations.append(float(model.graphical.posterior.weights.concentration.sum()))
+    assert concentrations == pytest.approx([len(X) + 1.0] * 2, rel=0.02)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1])
 def test_strongly_curved_arms_keep_a_component_each(seed):
