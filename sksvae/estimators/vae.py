@@ -184,15 +184,17 @@ class VAE(BaseSVAE):
         on_epoch_end: Callable[[int, EpochRecord], bool],
     ) -> None:
         """Scale the linear start so that the latents have unit variance."""
-        with torch.no_grad():
-            scale = (rows.encoded @ model.encoder.skip).square().mean(0).sqrt()
-            # Along an axis without variation the posterior starts at the prior.
-            scale = scale.maximum((_LEAST_PRECISION / model.encode(rows).precision.mean(0)).sqrt())
-            model.encoder.skip.div_(scale)
-            # A latent that is `scale` times smaller is that much better known.
-            shift = 2.0 * scale.log()
-            model.encoder.log_precision.add_(shift)
-            model.decoder.skip.mul_(scale[:, None])
+        # The nonlinear part adds a little to the variance: the second round takes that off.
+        for _ in range(2):
+            with torch.no_grad():
+                r, R = model.encode(rows)
+                scale = (r / R).square().mean(0).sqrt()
+                # Along an axis without variation the posterior starts at the prior.
+                scale = scale.maximum((_LEAST_PRECISION / R.mean(0)).sqrt())
+                model.encoder.skip.div_(scale)
+                # A latent that is `scale` times smaller is that much better known.
+                model.encoder.log_precision.add_(2.0 * scale.log())
+                model.decoder.skip.mul_(scale[:, None])
 
     def sample(self, n_samples=1):
         """Draw rows from the model.
