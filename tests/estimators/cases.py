@@ -29,6 +29,11 @@ def quick(Estimator, **params):
     return Estimator(**{name: value for name, value in params.items() if name in names})
 
 
+def trained(Estimator, **params):
+    """Return an estimator that trains for long enough to be good on easy data."""
+    return quick(Estimator, **{"max_iter": 25, "learning_rate_init": 0.02, **params})
+
+
 def blobs(n_per_blob=20, n_features=3, n_blobs=2, distance=8.0, seed=0):
     """Return well separated round blobs of decreasing size, rows shuffled, and their labels."""
     rng = np.random.default_rng(seed)
@@ -99,3 +104,11 @@ def assert_same_outputs(first, second, X, atol=0.0):
     expected = outputs(second, X)
     for name, value in outputs(first, X).items():
         np.testing.assert_allclose(value, expected[name], rtol=0, atol=atol, err_msg=name)
+
+
+def assert_usable(estimator, rows):
+    """Check that everything that a fitted estimator says is finite."""
+    for name, value in outputs(estimator, rows).items():
+        assert np.isfinite(value).all(), name
+    assert np.isfinite(estimator.sample(20)[0]).all()
+    assert np.isfinite(estimator.lower_bound_)
