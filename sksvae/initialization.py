@@ -194,6 +194,8 @@ def search_mixture(
     r, R = potentials
     points = (r / R).double().cpu().numpy()
     candidates = []
+    if prior.weights.concentration.shape[0] == 1:
+        n_starts = 1  # they all find the same
     for _ in range(n_starts):
         start = _point_mixture(prior, random_state.randint(np.iinfo(np.int32).max), max_iter)
         with warnings.catch_warnings():

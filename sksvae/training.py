@@ -369,7 +369,10 @@ def _check_finite(terms: ELBOTerms) -> None:
 
 def _check_networks(model: StructuredVAE) -> None:
     """The objective is that before a step; the last step of all may still spoil the weights."""
-    for name, value in model.named_parameters():
-        if not torch.isfinite(value.square().sum()):
+    norms = torch._foreach_norm([value.detach() for value in model.parameters()])
+    if torch.isfinite(torch.stack(norms)).all():
+        return
+    for (name, value), norm in zip(model.named_parameters(), norms, strict=True):
+        if not torch.isfinite(norm):
             largest = float(value.detach().abs().max())
             raise _diverged(f"{name} grew to {largest:.3g}", _RECONSTRUCTION_ADVICE)

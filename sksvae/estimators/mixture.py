@@ -341,7 +341,9 @@ class SVAEGaussianMixture(SteeringMixin, BaseSVAE):
         )
 
     def _n_initial_epochs(self) -> int:
-        return self.pretraining_iter if checked_layer_sizes(self.hidden_layer_sizes) else 0
+        # With one component, what would be pre-trained is what is trained.
+        needed = self._n_starting() > 1 and checked_layer_sizes(self.hidden_layer_sizes)
+        return self.pretraining_iter if needed else 0
 
     def _initialize(
         self,

@@ -329,6 +329,14 @@ class ExponentialFamily(ABC, Generic[StandardT, NaturalT, StatsT]):
         exponent = self.inner(natural, stats) - self.log_normalizer(natural)
         return -exponent - self.log_base_measure(stats)
 
+    def standard_expected_stats(self, standard: StandardT) -> StatsT:
+        """`expected_stats` of the distribution with the given standard parameters."""
+        return self.expected_stats(self.to_natural(standard))
+
+    def standard_kl(self, standard_q: StandardT, standard_p: StandardT) -> Tensor:
+        """`kl` of the distributions with the given standard parameters."""
+        return self.kl(self.to_natural(standard_q), self.to_natural(standard_p))
+
     def unconstrained_expected_stats(self, unconstrained: Unconstrained) -> StatsT:
         """Compute the expected statistics from the unconstrained parameters.
 

@@ -223,6 +223,14 @@ class MNIW(ExponentialFamily[MNIWParams, MNIWNatural, MNIWStats]):
         """Divergence that never forms the natural parameters of ``q``, as `kl`."""
         return _kl(_factors_of_unconstrained(unconstrained_q), _factors_of_natural(natural_p))
 
+    def standard_expected_stats(self, standard: MNIWParams) -> MNIWStats:
+        """Compute without the natural parameters, and so without their cancellation."""
+        return _expected_stats(_factorize(standard))
+
+    def standard_kl(self, standard_q: MNIWParams, standard_p: MNIWParams) -> Tensor:
+        """Divergence that never forms natural parameters, as `kl`."""
+        return _kl(_factorize(standard_q), _factorize(standard_p))
+
     def sample(
         self, standard: MNIWParams, sample_shape: tuple[int, ...], generator: torch.Generator
     ) -> MNIWSample:

@@ -187,6 +187,16 @@ class NIW(ExponentialFamily[NIWParams, NIWNatural, NIWStats]):
             lift_column_axes(unconstrained_q), MNIWNatural(*lift_column_axes(natural_p))
         )
 
+    def standard_expected_stats(self, standard: NIWParams) -> NIWStats:
+        """Compute without the natural parameters, and so without their cancellation."""
+        lifted = MNIWParams(*lift_column_axes(standard))
+        return NIWStats(*drop_column_axes(_MNIW.standard_expected_stats(lifted)))
+
+    def standard_kl(self, standard_q: NIWParams, standard_p: NIWParams) -> Tensor:
+        """Divergence that never forms natural parameters, as `kl`."""
+        lifted = (MNIWParams(*lift_column_axes(params)) for params in (standard_q, standard_p))
+        return _MNIW.standard_kl(*lifted)
+
     def sample(
         self, standard: NIWParams, sample_shape: tuple[int, ...], generator: torch.Generator
     ) -> NIWSample:

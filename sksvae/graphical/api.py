@@ -64,6 +64,11 @@ class Posterior:
     n_updates: Tensor
     converged: Tensor
 
+    @property
+    def second_moment(self) -> Tensor:
+        """``E[zz']``, of shape (n_rows, latent_dim, latent_dim)."""
+        return self.covariance + self.mean.unsqueeze(-1) * self.mean.unsqueeze(-2)
+
     def draw(self, noise: Tensor) -> Tensor:
         """Reparameterised draws of z.
 

@@ -3,6 +3,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -90,6 +91,13 @@ class MixturePrior(NamedTuple):
             ),
         )
 
+    def select(self, components: Tensor) -> "MixturePrior":
+        """Parameters of some of the components, in the given order."""
+        return MixturePrior(
+            DirichletParams(self.weights.concentration[components]),
+            NIWParams(*(field[components] for field in self.components)),
+        )
+
 
 class _Coupling(NamedTuple):
     """``phi_k(z) = E[log pi_k N(z | mu_k, Sigma_k)] = c_k + h_k'z - z'J_k z/2``."""
@@ -174,6 +182,10 @@ class GaussianMixtureModel(GraphicalModel):
         self.posterior = prior if posterior is None else posterior
         self.latent_dim = prior.components.mean.shape[-1]
 
+    @cached_property
+    def _natural_prior(self) -> tuple[DirichletNatural, NIWNatural]:
+        return _DIRICHLET.to_natural(self.prior.weights), _NIW.to_natural(self.prior.components)
+
     @property
     def n_components(self) -> int:
         """Number of components, used or not."""
@@ -181,10 +193,8 @@ class GaussianMixtureModel(GraphicalModel):
 
     def expected_params(self) -> tuple[Tensor, ...]:
         """``E log pi`` and the expected statistics of the components, as leaves."""
-        weights = _DIRICHLET.expected_stats(_DIRICHLET.to_natural(self.posterior.weights))
-        components = _NIW.unconstrained_expected_stats(
-            _NIW.to_unconstrained(self.posterior.components)
-        )
+        weights = _DIRICHLET.standard_expected_stats(self.posterior.weights)
+        components = _NIW.standard_expected_stats(self.posterior.components)
         return tuple(field.detach().requires_grad_() for field in (*weights, *components))
 
     def infer(
@@ -258,9 +268,7 @@ class GaussianMixtureModel(GraphicalModel):
         """
         with torch.no_grad():
             coupling = _Coupling.from_params(self.expected_params())
-            mean = posterior.mean
-            second = posterior.covariance + mean.unsqueeze(-1) * mean.unsqueeze(-2)
-            return coupling.constant + coupling.linear(mean, second)
+            return coupling.constant + coupling.linear(posterior.mean, posterior.second_moment)
 
     @torch.no_grad()
     def _start(self, potentials: Potentials, coupling: _Coupling) -> Tensor:
@@ -297,26 +305,20 @@ class GaussianMixtureModel(GraphicalModel):
 
     def prior_kl(self) -> Tensor:
         """``KL(q(theta) || p(theta))``, in nats."""
-        weights = _DIRICHLET.kl(
-            _DIRICHLET.to_natural(self.posterior.weights), _DIRICHLET.to_natural(self.prior.weights)
-        )
-        components = _NIW.unconstrained_kl(
-            _NIW.to_unconstrained(self.posterior.components), _NIW.to_natural(self.prior.components)
-        )
+        weights = _DIRICHLET.standard_kl(self.posterior.weights, self.prior.weights)
+        components = _NIW.standard_kl(self.posterior.components, self.prior.components)
         return weights + components.sum()
 
     def natural_step(self, gradient: Sequence[Tensor], step_size: float) -> None:
         """Step along ``gradient + eta_0 - eta``; size 1 is a coordinate update of [J]."""
         weights, components = (
-            tuple(
-                g + p - q
-                for g, p, q in zip(
-                    grad, family.to_natural(prior), family.to_natural(post), strict=True
-                )
-            )
-            for family, grad, prior, post in (
-                (_DIRICHLET, gradient[:1], self.prior.weights, self.posterior.weights),
-                (_NIW, gradient[1:], self.prior.components, self.posterior.components),
+            tuple(g + p - q for g, p, q in zip(grad, prior, family.to_natural(post), strict=True))
+            for family, grad, prior, post in zip(
+                (_DIRICHLET, _NIW),
+                (gradient[:1], gradient[1:]),
+                self._natural_prior,
+                self.posterior,
+                strict=True,
             )
         )
         self.posterior = MixturePrior(
@@ -326,11 +328,12 @@ class GaussianMixtureModel(GraphicalModel):
 
     def total_stats(self, posterior: Posterior) -> tuple[Tensor, ...]:
         """What the rows add to the natural parameters, in the order of `expected_params`."""
-        weights, mean = posterior.responsibilities.detach(), posterior.mean.detach()
-        second = posterior.covariance.detach() + mean.unsqueeze(-1) * mean.unsqueeze(-2)
-        counts = weights.sum(0)
-        products = (weights.mT @ second.flatten(1)).unflatten(-1, second.shape[1:])
-        return counts, -0.5 * products, weights.mT @ mean, -0.5 * counts, 0.5 * counts
+        return mixture_stats(
+            *(
+                field.detach()
+                for field in (posterior.responsibilities, posterior.mean, posterior.second_moment)
+            )
+        )
 
     def coordinate_update(self, total_stats: Sequence[Tensor]) -> None:
         """Posterior of theta given the statistics of all rows, exactly."""
@@ -409,14 +412,9 @@ class GaussianMixtureModel(GraphicalModel):
         GaussianMixtureModel
             A new model; weights renormalise by themselves.
         """
-
-        def pick(params: MixturePrior) -> MixturePrior:
-            return MixturePrior(
-                DirichletParams(params.weights.concentration[components]),
-                NIWParams(*(field[components] for field in params.components)),
-            )
-
-        return GaussianMixtureModel(pick(self.prior), pick(self.posterior))
+        return GaussianMixtureModel(
+            self.prior.select(components), self.posterior.select(components)
+        )
 
     def state(self) -> dict[str, Tensor]:
         """Prior and posterior parameters by name."""
@@ -437,6 +435,35 @@ class GaussianMixtureModel(GraphicalModel):
             return MixturePrior(DirichletParams(concentration), NIWParams(*fields))
 
         return cls(read("prior"), read("posterior"))
+
+
+def mixture_stats(weights: Tensor, mean: Tensor, second_moment: Tensor) -> tuple[Tensor, ...]:
+    """Statistics of weights and components, summed over rows.
+
+    Parameters
+    ----------
+    weights : Tensor of shape (n_rows, n_components)
+        How much each row counts for each component.
+    mean : Tensor of shape (n_rows, latent_dim)
+        ``E[z]``.
+    second_moment : Tensor of shape (n_rows, latent_dim, latent_dim)
+        ``E[zz']``.
+
+    Returns
+    -------
+    tuple of Tensor
+        In the order of `GaussianMixtureModel.expected_params`, for the natural parameters.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sksvae.graphical.mixture import mixture_stats
+    >>> mixture_stats(torch.ones(3, 1), torch.ones(3, 2), torch.ones(3, 2, 2))[2]
+    tensor([[3., 3.]])
+    """
+    counts = weights.sum(0)
+    products = (weights.mT @ second_moment.flatten(1)).unflatten(-1, second_moment.shape[1:])
+    return counts, -0.5 * products, weights.mT @ mean, -0.5 * counts, 0.5 * counts
 
 
 def _unrolled(update, start: Tensor, settings: FixedPointSettings) -> tuple[Tensor, FixedPoint]:

@@ -16,7 +16,7 @@ from sksvae.expfam import (
     natural_step,
 )
 from sksvae.graphical.api import Posterior
-from sksvae.graphical.mixture import GaussianMixtureModel, MixturePrior
+from sksvae.graphical.mixture import GaussianMixtureModel, MixturePrior, mixture_stats
 
 _NIW = NIW()
 _DIRICHLET = Dirichlet()
@@ -82,23 +82,7 @@ def propose_removal(
     >>> propose_removal(model, one_cluster, 0).gain > 0
     True
     """
-    rows = posterior.responsibilities[:, component] > torch.finfo(posterior.mean.dtype).eps
-    before = posterior.responsibilities[rows].double()
-    logits = model.expected_log_joint(posterior)[rows].double()
-    logits[:, component] = -torch.inf
-    after = logits.softmax(-1)
-    entropy = torch.special.entr(after).sum() - torch.special.entr(before).sum()
-    change = _weighted_stats(posterior, rows, weight * (after - before))
-    prior = _double(model.prior)
-    total = _weighted_stats(posterior, slice(None), weight * posterior.responsibilities.double())
-    moved = tuple(old + new for old, new in zip(total, change, strict=True))
-    left = model.others(component)
-    gain = (
-        _log_evidence(_select(prior, left), tuple(field[left] for field in moved))
-        - _log_evidence(prior, total)
-        + weight * entropy
-    )
-    return Removal(float(gain), change)
+    return _Ledger.of(model, posterior, weight).without(component)
 
 
 def prune_components(
@@ -140,7 +124,8 @@ def prune_components(
     n_components = model.n_components
     if n_components == 1:
         return model
-    removals = [propose_removal(model, posterior, k, weight) for k in range(n_components)]
+    ledger = _Ledger.of(model, posterior, weight)
+    removals = [ledger.without(k) for k in range(n_components)]
     best = max(range(n_components), key=lambda k: removals[k].gain)
     if not removals[best].gain > -slack:
         return model
@@ -156,29 +141,51 @@ def prune_components(
     return smaller
 
 
-def _weighted_stats(
-    posterior: Posterior, rows: Tensor | slice, weights: Tensor
-) -> tuple[Tensor, ...]:
-    """Statistics of rows with weights of their own, in double precision."""
-    mean = posterior.mean[rows].double()
-    second = posterior.covariance[rows].double() + mean.unsqueeze(-1) * mean.unsqueeze(-2)
-    counts = weights.sum(0)
-    products = (weights.mT @ second.flatten(1)).unflatten(-1, second.shape[1:])
-    return counts, -0.5 * products, weights.mT @ mean, -0.5 * counts, 0.5 * counts
+class _Ledger(NamedTuple):
+    """What all removals from one mixture are computed from, in double precision."""
 
+    model: GaussianMixtureModel
+    responsibilities: Tensor
+    logits: Tensor  # expected log joints
+    mean: Tensor
+    second_moment: Tensor
+    weight: float
+    prior: MixturePrior
+    total: tuple[Tensor, ...]
+    significant: float  # responsibilities above this count
 
-def _double(params: MixturePrior) -> MixturePrior:
-    return MixturePrior(
-        DirichletParams(params.weights.concentration.double()),
-        NIWParams(*(field.double() for field in params.components)),
-    )
+    @classmethod
+    def of(cls, model: GaussianMixtureModel, posterior: Posterior, weight: float) -> "_Ledger":
+        fields = (
+            posterior.responsibilities,
+            model.expected_log_joint(posterior),
+            posterior.mean,
+            posterior.second_moment,
+        )
+        responsibilities, logits, mean, second_moment = (field.double() for field in fields)
+        prior = MixturePrior(
+            DirichletParams(model.prior.weights.concentration.double()),
+            NIWParams(*(field.double() for field in model.prior.components)),
+        )
+        total = mixture_stats(weight * responsibilities, mean, second_moment)
+        significant = torch.finfo(posterior.mean.dtype).eps
+        return cls(
+            model, responsibilities, logits, mean, second_moment, weight, prior, total, significant
+        )
 
-
-def _select(params: MixturePrior, components: Tensor) -> MixturePrior:
-    return MixturePrior(
-        DirichletParams(params.weights.concentration[components]),
-        NIWParams(*(field[components] for field in params.components)),
-    )
+    def without(self, component: int) -> Removal:
+        rows = self.responsibilities[:, component] > self.significant
+        before, logits = self.responsibilities[rows], self.logits[rows]
+        logits[:, component] = -torch.inf
+        after = logits.softmax(-1)
+        entropy = torch.special.entr(after).sum() - torch.special.entr(before).sum()
+        change = mixture_stats(
+            self.weight * (after - before), self.mean[rows], self.second_moment[rows]
+        )
+        left = self.model.others(component)
+        moved = tuple((old + new)[left] for old, new in zip(self.total, change, strict=True))
+        gain = _log_evidence(self.prior.select(left), moved) - _log_evidence(self.prior, self.total)
+        return Removal(float(gain + self.weight * entropy), change)
 
 
 def _log_evidence(prior: MixturePrior, stats: tuple[Tensor, ...]) -> Tensor:

@@ -177,11 +177,13 @@ def test_expected_stats_are_the_gradient_of_the_log_normalizer(name, data):
 @every_family
 @settings(max_examples=30, deadline=None)
 @given(data=st.data())
-def test_expected_stats_from_unconstrained_agree(name, data):
+def test_expected_stats_agree_whatever_they_come_from(name, data):
     family = EXPONENTIAL_FAMILIES[name]
     standard = data.draw(standard_parameters(family))
-    stats = family.unconstrained_expected_stats(family.to_unconstrained(standard))
-    assert_fields_close(stats, family.expected_stats(family.to_natural(standard)), 1e-8)
+    expected = family.expected_stats(family.to_natural(standard))
+    from_u = family.unconstrained_expected_stats(family.to_unconstrained(standard))
+    assert_fields_close(from_u, expected, 1e-8)
+    assert_fields_close(family.standard_expected_stats(standard), expected, 1e-8)
 
 
 @every_family
@@ -196,6 +198,7 @@ def test_kl_agrees_with_bregman_form_and_is_nonnegative(name, data):
     torch.testing.assert_close(kl, bregman, rtol=1e-8, atol=1e-8)
     from_u = family.unconstrained_kl(family.to_unconstrained(q), natural_p)
     torch.testing.assert_close(from_u, kl, rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(family.standard_kl(q, p), kl, rtol=1e-8, atol=1e-8)
     assert (kl > -1e-9).all()
 
 
