@@ -330,11 +330,33 @@ class ExponentialFamily(ABC, Generic[StandardT, NaturalT, StatsT]):
         return -exponent - self.log_base_measure(stats)
 
     def standard_expected_stats(self, standard: StandardT) -> StatsT:
-        """`expected_stats` of the distribution with the given standard parameters."""
+        """Compute the expected statistics from the standard parameters.
+
+        Parameters
+        ----------
+        standard : StandardT
+            Textbook parameters.
+
+        Returns
+        -------
+        StatsT
+            Expected sufficient statistics.
+        """
         return self.expected_stats(self.to_natural(standard))
 
     def standard_kl(self, standard_q: StandardT, standard_p: StandardT) -> Tensor:
-        """`kl` of the distributions with the given standard parameters."""
+        """Divergence ``KL(q || p)`` from standard parameters.
+
+        Parameters
+        ----------
+        standard_q, standard_p : StandardT
+            Textbook parameters, batch shapes broadcasting.
+
+        Returns
+        -------
+        Tensor of shape (...)
+            Divergences in nats.
+        """
         return self.kl(self.to_natural(standard_q), self.to_natural(standard_p))
 
     def unconstrained_expected_stats(self, unconstrained: Unconstrained) -> StatsT:

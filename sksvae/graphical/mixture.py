@@ -92,7 +92,18 @@ class MixturePrior(NamedTuple):
         )
 
     def select(self, components: Tensor) -> "MixturePrior":
-        """Parameters of some of the components, in the given order."""
+        """Parameters of some of the components.
+
+        Parameters
+        ----------
+        components : Tensor of shape (n_selected,)
+            Indices.
+
+        Returns
+        -------
+        MixturePrior
+            In the given order.
+        """
         return MixturePrior(
             DirichletParams(self.weights.concentration[components]),
             NIWParams(*(field[components] for field in self.components)),

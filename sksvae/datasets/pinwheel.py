@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Synthetic data sets whose truth is known: the labels, and the exact density.
+"""Pinwheel spirals: labels and the exact density are known.
 
 The pinwheel is the test problem of Johnson et al. [1]_: each arm is a Gaussian in a "flat" frame,
 bent into a spiral by a rotation whose angle grows with the radius. The clusters are simple once
