@@ -1,6 +1,16 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Rows in their order: whether it carries information."""
+"""Sequences in all their forms, windows of them, and whether the order of rows tells anything."""
 
+from sksvae.sequences.forms import Sequences, SequenceWarning, read_sequences
 from sksvae.sequences.serial_dependence import SerialDependence, serial_dependence
+from sksvae.sequences.windows import Windows, split_sequences
 
-__all__ = ["SerialDependence", "serial_dependence"]
+__all__ = [
+    "SequenceWarning",
+    "Sequences",
+    "SerialDependence",
+    "Windows",
+    "read_sequences",
+    "serial_dependence",
+    "split_sequences",
+]
