@@ -8,10 +8,11 @@ __version__ = "0.1.0.dev0"
 
 _LOCATIONS = {
     "SVAEGaussianMixture": "sksvae.estimators",
+    "SVAELinearDynamics": "sksvae.estimators",
     "VAE": "sksvae.estimators",
 }
 
-__all__ = ["VAE", "SVAEGaussianMixture"]
+__all__ = ["VAE", "SVAEGaussianMixture", "SVAELinearDynamics"]
 
 
 def __getattr__(name: str) -> Any:

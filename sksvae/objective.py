@@ -6,14 +6,14 @@ the local divergence ``E_q[log q(z, k) - E_q(theta) log p(z, k | theta)]`` ([J] 
 section 3). Nothing is dropped from it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from sksvae.graphical import GraphicalModel, Posterior, Potentials
+from sksvae.graphical import ChainPosterior, GraphicalModel, Posterior, Potentials
 from sksvae.inference import FixedPointSettings
 from sksvae.likelihoods.base import Likelihood
 from sksvae.networks import Decoder, Encoder
@@ -36,9 +36,19 @@ class Rows(NamedTuple):
     def __len__(self) -> int:
         return self.observed.shape[0]
 
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        """Leading shape of the latents; its first axis counts what minibatches are made of."""
+        return (len(self),)
+
     def take(self, rows: Tensor | slice) -> "Rows":
         """Select rows by index."""
         return Rows(self.observed[rows], self.encoded[rows])
+
+    def parts(self, n_rows: int) -> Iterator["Rows"]:
+        """All rows in order, at most so many at a time."""
+        for start in range(0, len(self), n_rows):
+            yield self.take(slice(start, start + n_rows))
 
 
 @dataclass(frozen=True)
@@ -49,17 +59,22 @@ class ELBOTerms:
     ----------
     reconstruction : Tensor of shape (n_rows,)
         Monte Carlo estimate of ``E_q[log p(x | z)]``.
-    posterior : Posterior
+    posterior : Posterior or ChainPosterior
         Of the latents, with the local KL.
     """
 
     reconstruction: Tensor
-    posterior: Posterior
+    posterior: Posterior | ChainPosterior
 
     @property
     def bound(self) -> Tensor:
-        """``reconstruction - local_kl``, of shape (n_rows,)."""
+        """``reconstruction - local_kl`` of each row, where rows are independent."""
         return self.reconstruction - self.posterior.local_kl
+
+    @property
+    def total(self) -> Tensor:
+        """Sum of the bounds on all rows."""
+        return self.reconstruction.sum() - self.posterior.local_kl.sum()
 
 
 class StructuredVAE(nn.Module):
@@ -164,21 +179,49 @@ class StructuredVAE(nn.Module):
         posterior = self.graphical.infer(potentials, params, self.settings)
         draws = posterior.draw(noise)
         reconstruction = self.log_likelihood(rows, draws)
-        reconstruction = reconstruction - _control_variate(potentials, posterior, draws)
+        variance = posterior.covariance.diagonal(dim1=-2, dim2=-1)
+        reconstruction = reconstruction - control_variate(
+            potentials, posterior.mean, variance, draws
+        )
         return ELBOTerms(reconstruction.mean(0), posterior)
 
 
-def _control_variate(potentials: Potentials, posterior: Posterior, draws: Tensor) -> Tensor:
+def control_variate(
+    potentials: Potentials, mean: Tensor, variance: Tensor, draws: Tensor
+) -> Tensor:
     """``log l(z_s) - E_q[log l(z)]``, per draw: zero on average, in value and in gradient.
 
     The potentials imitate the likelihood, so the noise of ``log p(x | z_s)`` is nearly that of
     ``log l(z_s)``, and the difference is left with little. What remains to be estimated by
     sampling is ``E_q[log p(x | z) - log l(z)]``, the only part of the bound that needs implicit
     differentiation [P, app. C]. Potentials are held fixed: their own gradient cancels exactly.
+
+    Parameters
+    ----------
+    potentials : Potentials
+        Of each row.
+    mean, variance : Tensor of shape (n_rows, latent_dim)
+        Marginal moments of each latent under q.
+    draws : Tensor of shape (n_draws, n_rows, latent_dim)
+        Draws from q.
+
+    Returns
+    -------
+    Tensor of shape (n_draws, n_rows)
+        To be subtracted from the log-likelihood of the draws.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sksvae.graphical import Potentials
+    >>> from sksvae.objective import control_variate
+    >>> one = torch.ones(1, 1)
+    >>> control_variate(Potentials(one, one), one, one, torch.tensor([[[1.0]], [[2.0]]]))
+    tensor([[0.5000],
+            [0.0000]])
     """
     r, R = (field.detach() for field in potentials)
-    variance = posterior.covariance.diagonal(dim1=-2, dim2=-1)
     # Written about the posterior mean: squares of latents themselves would cancel in float32.
-    deviation = draws - posterior.mean
-    linear = (r - R * posterior.mean) * deviation
+    deviation = draws - mean
+    linear = (r - R * mean) * deviation
     return (linear - 0.5 * R * (deviation.square() - variance)).sum(-1)

@@ -11,10 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sksvae.graphical import GRAPHICAL_MODELS
+from sksvae.graphical import GRAPHICAL_MODELS, SEQUENCE_MODELS
 from sksvae.inference import FixedPointSettings
 from sksvae.likelihoods.base import Likelihood
 from sksvae.objective import StructuredVAE
+from sksvae.sequence_objective import SequenceVAE
 
 ArrayState = dict[str, np.ndarray]
 
@@ -34,7 +35,7 @@ class Architecture:
     likelihood : Likelihood
         Observation model.
     graphical : str
-        Key of `sksvae.graphical.GRAPHICAL_MODELS`.
+        Key of `sksvae.graphical.GRAPHICAL_MODELS` or `SEQUENCE_MODELS`.
     settings : FixedPointSettings
         Of local inference.
     device : str
@@ -82,7 +83,8 @@ def model_from_arrays(state: ArrayState, architecture: Architecture) -> Structur
     Returns
     -------
     StructuredVAE
-        Its tensors share memory with the arrays where the device allows.
+        A `SequenceVAE` for sequences. Its tensors share memory with the arrays where the device
+        allows.
     """
 
     def read(prefix: str) -> dict[str, Tensor]:
@@ -93,8 +95,10 @@ def model_from_arrays(state: ArrayState, architecture: Architecture) -> Structur
         }
 
     networks = read("networks.")
-    graphical = GRAPHICAL_MODELS[architecture.graphical].from_state(read("graphical."))
-    model = StructuredVAE(
+    over_sequences = architecture.graphical in SEQUENCE_MODELS
+    models = SEQUENCE_MODELS if over_sequences else GRAPHICAL_MODELS
+    graphical = models[architecture.graphical].from_state(read("graphical."))
+    model = (SequenceVAE if over_sequences else StructuredVAE)(
         architecture.n_features,
         architecture.latent_dim,
         architecture.hidden_layer_sizes,

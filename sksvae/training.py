@@ -137,10 +137,10 @@ class Trainer:
             for group in self.adam.param_groups:
                 group["lr"] = group["initial_lr"] * factor
 
-    def noise(self, n_rows: int) -> Tensor:
+    def noise(self, rows: Rows) -> Tensor:
         """Standard normal numbers for the draws of a batch."""
         like = self.model.link_location
-        shape = (self.settings.n_draws, n_rows, self.model.graphical.latent_dim)
+        shape = (self.settings.n_draws, *rows.latent_shape, self.model.graphical.latent_dim)
         return torch.randn(shape, generator=self.generator, dtype=like.dtype, device=like.device)
 
     def step(self, rows: Rows, step_size: float) -> ELBOTerms:
@@ -168,13 +168,13 @@ class Trainer:
         unbiased = settings.unbiased and settings.beta == 1.0 and settings.capacity == 0.0
         inputs = params if unbiased else tuple(p.detach() for p in params)
         with _inference_may_fail():
-            terms = self.model.elbo(rows, inputs, self.noise(len(rows)))
+            terms = self.model.elbo(rows, inputs, self.noise(rows))
         _check_finite(terms)
-        local_kl = terms.posterior.local_kl.mean()
+        local_kl = terms.posterior.local_kl.sum() / len(rows)
         penalty = local_kl
         if settings.beta != 1.0 or settings.capacity != 0.0:
             penalty = settings.beta * (local_kl - settings.capacity).abs()
-        loss = penalty - terms.reconstruction.mean()
+        loss = penalty - terms.reconstruction.sum() / len(rows)
         self.adam.zero_grad()
         loss.backward()
         self.adam.step()
@@ -205,14 +205,17 @@ class Trainer:
             Averages of the terms as they were met.
         """
         device = rows.observed.device
-        order = torch.randperm(len(rows), generator=self.generator, device=device)
-        # At most one batch is smaller than the others, by less than their number.
-        batches = order.tensor_split(math.ceil(len(rows) / self.settings.batch_size))
+        n_items = rows.latent_shape[0]
+        order = torch.randperm(n_items, generator=self.generator, device=device)
+        # As equal as possible, and none of them empty.
+        n_batches = min(math.ceil(len(rows) / self.settings.batch_size), n_items)
+        batches = order.tensor_split(n_batches)
         reconstruction = local_kl = 0.0
-        for i, batch in enumerate(batches):
-            self.set_progress(fraction + length * i / len(batches))
+        for i, chosen in enumerate(batches):
+            self.set_progress(fraction + length * i / n_batches)
+            batch = rows.take(chosen)
             share = len(batch) / self.n_rows
-            terms = self.step(rows.take(batch), min(1.0, self.settings.natural_rate * share))
+            terms = self.step(batch, min(1.0, self.settings.natural_rate * share))
             reconstruction += float(terms.reconstruction.detach().sum())
             local_kl += float(terms.posterior.local_kl.detach().sum())
         _check_networks(self.model)
@@ -297,7 +300,7 @@ def run_training(
     history: list[EpochRecord] = []
     plateau = Plateau(settings.tol, settings.n_iter_no_change)
     best, best_model = -math.inf, None
-    validation_noise = None if validation is None else trainer.noise(len(validation))
+    validation_noise = None if validation is None else trainer.noise(validation)
     for epoch in range(settings.max_iter):
         changing = on_epoch_begin(epoch)
         if changing:
@@ -327,7 +330,8 @@ def run_training(
 
 def _mean_bound(model: StructuredVAE, rows: Rows, noise: Tensor) -> float:
     with torch.no_grad(), _inference_may_fail():
-        return float(model.elbo(rows, model.graphical.expected_params(), noise).bound.mean())
+        terms = model.elbo(rows, model.graphical.expected_params(), noise)
+        return float(terms.total) / len(rows)
 
 
 _RECONSTRUCTION_ADVICE = (

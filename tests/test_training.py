@@ -152,7 +152,7 @@ def test_networks_get_the_same_gradient_either_way(monkeypatch):
 
 def test_a_step_moves_networks_and_mixture_and_reports_the_terms_before_it():
     model, rows = nonlinear_model(mixture(3)), data(20)
-    noise = make_trainer(model).noise(20)
+    noise = make_trainer(model).noise(rows)
     params = model.graphical.expected_params()
     want = model.elbo(rows, params, noise).bound
     networks = [p.detach().clone() for p in networks_of(model)]
@@ -179,7 +179,7 @@ def test_networks_minimise_beta_times_the_distance_of_the_kl_from_capacity(
 ):
     model, rows = nonlinear_model(mixture(3)), data(6)
     trainer = make_trainer(model, 6, beta=beta, capacity=capacity)
-    noise = trainer.noise(6)
+    noise = trainer.noise(rows)
     watch(monkeypatch, trainer, noise)
     terms = model.elbo(rows, model.graphical.expected_params(), noise)
     kl = terms.posterior.local_kl.mean()

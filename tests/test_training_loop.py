@@ -267,8 +267,8 @@ def test_single_precision_follows_double():
 
 def test_noise_has_a_draw_for_every_row():
     trainer = make_trainer(linear_model(mixture(2))[0], n_draws=3)
-    noise = trainer.noise(7)
+    noise = trainer.noise(data(7))
     assert noise.shape == (3, 7, LATENT_DIM)
     assert noise.dtype == torch.float64
-    assert not torch.equal(noise, trainer.noise(7))
-    assert torch.equal(noise, make_trainer(linear_model(mixture(2))[0], n_draws=3).noise(7))
+    assert not torch.equal(noise, trainer.noise(data(7)))
+    assert torch.equal(noise, make_trainer(linear_model(mixture(2))[0], n_draws=3).noise(data(7)))

@@ -13,9 +13,8 @@ import torch
 from sklearn.base import (
     BaseEstimator,
     DensityMixin,
-    _fit_context,
 )
-from sklearn.callback import CallbackSupportMixin, with_callbacks
+from sklearn.callback import CallbackSupportMixin
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
@@ -24,11 +23,7 @@ from torch import Tensor
 from sksvae.estimators.fitted import CHUNK, SEED_BOUND, FittedMixin
 from sksvae.estimators.scaling import Scaling
 from sksvae.estimators.start import linear_model
-from sksvae.estimators.validation import (
-    checked_device,
-    checked_layer_sizes,
-    unchanged_on_error,
-)
+from sksvae.estimators.validation import checked_device, checked_layer_sizes
 from sksvae.graphical import GraphicalModel
 from sksvae.inference import FixedPointSettings
 from sksvae.likelihoods import get_likelihood
@@ -91,6 +86,7 @@ class BaseSVAE(
         "random_state": ["random_state"],
     }
     _graphical_name: str
+    _AUTO_BATCH = 200  # of batch_size="auto", in rows
     # Parameters that fix the shape of the model: what was fitted with one of them cannot go on
     # with another.
     _architecture_names: tuple[str, ...] = (
@@ -101,6 +97,18 @@ class BaseSVAE(
     )
 
     # ---- hooks ----
+
+    @abstractmethod
+    def _values(self, data) -> np.ndarray:
+        """All rows of checked data, of shape (n_rows, n_features)."""
+
+    @abstractmethod
+    def _tensors(self, data, scaling: Scaling, likelihood: Likelihood) -> Rows:
+        """Checked data as tensors."""
+
+    @abstractmethod
+    def _split(self, rows: Rows, random_state: np.random.RandomState) -> tuple[Rows, Rows | None]:
+        """Training rows and, for early stopping, validation rows."""
 
     @abstractmethod
     def _initial_graphical(self, latent_dim: int, like: Tensor) -> GraphicalModel:
@@ -137,47 +145,29 @@ class BaseSVAE(
         """Epochs that `_initialize` reports."""
         return 0
 
-    def _min_rows(self) -> int:
-        """Fewest training rows that `_initialize` can do with."""
-        return 1
-
     def _fixed_point_settings(self, to_train: bool) -> FixedPointSettings:
         """How local inference is iterated."""
         return FixedPointSettings()
 
     # ---- fit ----
 
-    @_fit_context(prefer_skip_nested_validation=True)
-    @with_callbacks
-    @unchanged_on_error
-    def fit(self, X, y=None):
-        """Fit the model.
+    def _fit(self, data, likelihood: Likelihood, told: dict) -> None:
+        """All runs, the best of which sets the fitted attributes.
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_features)
-            Rows, in the domain of the likelihood.
-        y : Ignored
-            Not used, present for API consistency by convention.
-
-        Returns
-        -------
-        self : object
-            The fitted estimator.
-
-        Raises
-        ------
-        ValueError
-            If X or a parameter is not valid, or training diverges. The message says what to
-            change; what an earlier fit left stays as it was.
+        data : object
+            Checked training data, as `_values` and `_tensors` read them.
+        likelihood : Likelihood
+            Observation model.
+        told : dict
+            What callbacks get to know of the call.
         """
-        data, likelihood = self._check_training_data(X, reset=not self._continues())
+        n_rows = self._values(data).shape[0]
         random_state = check_random_state(self.random_state)
         n_runs, n_initial = self.n_init, self._n_initial_epochs()
         if self._continues():
             n_runs, n_initial = 1, 0
-        # Callbacks get X as it came: with its feature names, a scorer warns of nothing.
-        told = {"estimator": self, "X": X, "y": y}
         context = self._init_callback_context(max_subtasks=n_runs)
         context.call_on_fit_task_begin(**told)
         best = None
@@ -192,33 +182,33 @@ class BaseSVAE(
                 best = scaling, result
             if run_context.call_on_fit_task_end(**told):
                 break
-        for name, value in self._fitted_attributes(*best, data.shape[0]).items():
+        for name, value in self._fitted_attributes(*best, n_rows).items():
             setattr(self, name, value)
         self._warn_of_poor_training()
         context.call_on_fit_task_end(
             **told,
-            reconstruction_attributes=lambda: self._fitted_attributes(*best, data.shape[0]),
+            reconstruction_attributes=lambda: self._fitted_attributes(*best, n_rows),
         )
-        return self
 
     def _continues(self) -> bool:
         return self.warm_start and hasattr(self, "model_state_")
 
-    def _run(self, X, likelihood, seed, run, context, told) -> tuple[Scaling, FitResult]:
+    def _run(self, data, likelihood, seed, run, context, told) -> tuple[Scaling, FitResult]:
         """One run of all stages, from one seed."""
         random_state = np.random.RandomState(seed)
         generator = torch.Generator(device=self.device).manual_seed(seed)
         if self._continues():
             scaling = Scaling(self.location_, self.scale_)
-            rows = scaling.rows(X, likelihood, self.device)
+            rows = self._tensors(data, scaling, likelihood)
             model = self._rebuild(to_train=True)
         else:
-            scaling = Scaling.of(likelihood.working_features(X), self.standardize)
-            rows = scaling.rows(X, likelihood, self.device)
+            working = likelihood.working_features(self._values(data))
+            scaling = Scaling.of(working, self.standardize)
+            rows = self._tensors(data, scaling, likelihood)
             model = self._initial_model(rows, scaling, likelihood, generator)
         training, validation = self._split(rows, random_state)
         trainer = Trainer(model, len(training), self._training_settings(len(training)), generator)
-        log_jacobian = scaling.log_jacobian(likelihood)
+        log_jacobian = float(scaling.log_jacobian(self._values(data), likelihood).mean())
         history: list[EpochRecord] = []
         stopped = False
 
@@ -235,7 +225,7 @@ class BaseSVAE(
                 reconstruction_attributes=lambda: self._fitted_attributes(
                     scaling,
                     FitResult(model, trainer, history, False, record.lower_bound),
-                    X.shape[0],
+                    len(rows),
                 ),
             )
             return stopped
@@ -251,41 +241,17 @@ class BaseSVAE(
         lower_bound = self._final_bound(model, training, generator) + log_jacobian
         return scaling, FitResult(model, trainer, history, converged, lower_bound)
 
-    @_fit_context(prefer_skip_nested_validation=True)
-    @unchanged_on_error
-    def partial_fit(self, X, y=None):
-        """Take one pass of training steps over a batch of rows.
-
-        The first call initialises the model on its rows, which should therefore be typical and
-        at least as many as for `fit`. Later calls continue, with the standardisation of the first,
-        and components keep the labels that the first call gave them.
-
-        Parameters
-        ----------
-        X : array-like of shape (n_samples, n_features)
-            Rows.
-        y : Ignored
-            Not used, present for API consistency by convention.
-
-        Returns
-        -------
-        self : object
-            The estimator.
-
-        Notes
-        -----
-        Stochastic variational inference: the global terms are weighted for a data set of
-        ``total_samples`` rows, or of the rows seen so far.
-        """
+    def _partial_fit(self, data, likelihood: Likelihood) -> None:
+        """One pass over a batch, from where the last call ended."""
         first = not hasattr(self, "model_state_")
-        X, likelihood = self._check_training_data(X, reset=first)
         random_state = check_random_state(self.random_state)
         seen = 0 if first else self.n_samples_seen_
         seed = (random_state.randint(SEED_BOUND) + seen) % SEED_BOUND
         generator = torch.Generator(device=self.device).manual_seed(seed)
         if first:
-            scaling = Scaling.of(likelihood.working_features(X), self.standardize)
-            rows = scaling.rows(X, likelihood, self.device)
+            working = likelihood.working_features(self._values(data))
+            scaling = Scaling.of(working, self.standardize)
+            rows = self._tensors(data, scaling, likelihood)
             model = self._initial_model(rows, scaling, likelihood, generator)
             start = np.random.RandomState(seed)
             self._initialize(model, rows, generator, start, lambda *_: False)
@@ -293,15 +259,16 @@ class BaseSVAE(
             self._finish(model, rows)
         else:
             scaling = Scaling(self.location_, self.scale_)
-            rows = scaling.rows(X, likelihood, self.device)
+            rows = self._tensors(data, scaling, likelihood)
             model = self._rebuild(to_train=True)
-        seen += X.shape[0]
+        seen += len(rows)
         total = max(self.total_samples or 0, seen)
         settings = self._training_settings(len(rows), anneal=False)
         trainer = Trainer(model, total, settings, generator)
         if not first:
             load_optimizer(trainer.adam, self.optimizer_state_)
-        record = _shift(trainer.pass_over(rows), scaling.log_jacobian(likelihood))
+        log_jacobian = float(scaling.log_jacobian(self._values(data), likelihood).mean())
+        record = _shift(trainer.pass_over(rows), log_jacobian)
         history = (
             []
             if first
@@ -310,7 +277,6 @@ class BaseSVAE(
         result = FitResult(model, trainer, [*history, record], True, record.lower_bound)
         for name, value in self._fitted_attributes(scaling, result, seen).items():
             setattr(self, name, value)
-        return self
 
     # ---- pieces of a fit ----
 
@@ -330,17 +296,16 @@ class BaseSVAE(
         else:
             return
         # The level is that of the line that called fit, past the decorators.
-        warnings.warn(message, ConvergenceWarning, stacklevel=6)
+        warnings.warn(message, ConvergenceWarning, stacklevel=7)
 
-    def _check_training_data(self, X, reset: bool) -> tuple[np.ndarray, Likelihood]:
+    def _checked_likelihood(self, reset: bool) -> Likelihood:
+        """Check what does not depend on the data."""
         checked_device(self.device)
         likelihood = get_likelihood(self.likelihood)
         architecture = self._architecture()
         if not reset:
             self._check_unchanged(architecture)
-        X = self._validated(X, reset, ensure_min_samples=2 if reset else 1)
-        likelihood.validate(X)
-        return X, likelihood
+        return likelihood
 
     def _architecture(self) -> dict:
         """Values of the parameters that fix the shape of the model."""
@@ -357,10 +322,10 @@ class BaseSVAE(
                 )
 
     def _training_settings(self, n_rows: int, anneal: bool = True) -> TrainingSettings:
-        batch_size = min(200, n_rows) if self.batch_size == "auto" else min(self.batch_size, n_rows)
+        batch_size = self._AUTO_BATCH if self.batch_size == "auto" else self.batch_size
         return TrainingSettings(
             max_iter=self.max_iter,
-            batch_size=batch_size,
+            batch_size=min(batch_size, n_rows),
             learning_rate=self.learning_rate_init,
             anneal=anneal,
             n_draws=self.n_draws,
@@ -389,21 +354,6 @@ class BaseSVAE(
     def _checked_latent_dim(self, n_features: int) -> int:
         return self.latent_dim or min(n_features, _MAX_LATENT_DIM)
 
-    def _split(self, rows: Rows, random_state: np.random.RandomState) -> tuple[Rows, Rows | None]:
-        """Training rows and, for early stopping, validation rows."""
-        if not self.early_stopping:
-            return rows, None
-        order = torch.as_tensor(random_state.permutation(len(rows)), device=rows.observed.device)
-        n_validation = math.ceil(self.validation_fraction * len(rows))
-        n_training = len(rows) - n_validation
-        if n_training < self._min_rows():
-            raise ValueError(
-                f"early_stopping=True with validation_fraction={self.validation_fraction} leaves "
-                f"{n_training} of {len(rows)} samples for training, and at least "
-                f"{self._min_rows()} are needed. Pass more rows or lower validation_fraction."
-            )
-        return rows.take(order[n_validation:]), rows.take(order[:n_validation])
-
     def _final_bound(self, model: StructuredVAE, rows: Rows, generator: torch.Generator) -> float:
         """Bound on all training rows, checked: no step follows that would notice."""
         try:
@@ -425,15 +375,14 @@ class BaseSVAE(
         total = 0.0
         params = model.graphical.expected_params()
         with torch.no_grad():
-            for start in range(0, len(rows), CHUNK):
-                chunk = rows.take(slice(start, start + CHUNK))
+            for part in rows.parts(CHUNK):
                 noise = torch.randn(
-                    (10, len(chunk), model.graphical.latent_dim),
+                    (10, *part.latent_shape, model.graphical.latent_dim),
                     generator=generator,
-                    dtype=chunk.encoded.dtype,
-                    device=chunk.encoded.device,
+                    dtype=part.encoded.dtype,
+                    device=part.encoded.device,
                 )
-                total += float(model.elbo(chunk, params, noise).bound.sum())
+                total += float(model.elbo(part, params, noise).total)
         return (total - float(model.graphical.prior_kl())) / len(rows)
 
     def _fitted_attributes(self, scaling: Scaling, result: FitResult, n_seen: int) -> dict:

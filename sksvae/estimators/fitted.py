@@ -1,33 +1,33 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What a fitted structured VAE does with rows."""
+"""What all fitted structured VAEs share."""
 
+import copy
 import math
-from collections.abc import Callable, Iterator
-from numbers import Integral
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import numpy as np
 import torch
 from scipy import stats
 from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin
-from sklearn.utils import check_array, check_random_state
+from sklearn.utils import check_array
 from sklearn.utils.validation import check_is_fitted, validate_data
-from torch import Tensor
 
 from sksvae.estimators.scaling import Scaling
 from sksvae.estimators.validation import checked_device
-from sksvae.graphical import Posterior
-from sksvae.importance import importance_bound
+from sksvae.graphical import ConjugateModel
 from sksvae.likelihoods import get_likelihood
 from sksvae.likelihoods.base import Likelihood
 from sksvae.objective import Rows, StructuredVAE
-from sksvae.persistence import Architecture, model_from_arrays
+from sksvae.persistence import Architecture, model_from_arrays, model_to_arrays
 
 CHUNK = 4096  # rows that are in memory at a time outside training
+GraphicalT = TypeVar("GraphicalT", bound=ConjugateModel)
 SEED_BOUND = np.iinfo(np.int32).max
 
 
 class FittedMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
-    """Methods that read the fitted attributes, for `BaseSVAE`."""
+    """What reads the fitted attributes alike for rows and for sequences, for `BaseSVAE`."""
 
     def _rebuild(self, to_train: bool = False) -> StructuredVAE:
         architecture = Architecture(
@@ -63,54 +63,19 @@ class FittedMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
                 "leave them out."
             ) from error
 
-    def _checked_rows(self, X) -> tuple[np.ndarray, Likelihood]:
-        check_is_fitted(self)
-        X = self._validated(X, reset=False)
-        likelihood = self._fitted_likelihood()
-        likelihood.validate(X)
-        return X, likelihood
+    def _check_reach(self, X: np.ndarray, rows: Rows, numbers: Sequence[int]) -> None:
+        """Squares of what the encoder sees must not overflow, times the largest precision.
 
-    def _chunks(self, X) -> Iterator[tuple[StructuredVAE, Rows]]:
-        """Validated rows, a bounded number at a time."""
-        X, likelihood = self._checked_rows(X)
-        scaling = Scaling(self.location_, self.scale_)
-        model = self._rebuild()
-        with torch.no_grad():
-            for start in range(0, X.shape[0], CHUNK):
-                rows = scaling.rows(X[start : start + CHUNK], likelihood, self.device)
-                self._check_reach(X, rows, start)
-                yield model, rows
-
-    def _check_reach(self, X: np.ndarray, rows: Rows, start: int) -> None:
-        """Squares of what the encoder sees must not overflow, times the largest precision."""
+        ``numbers`` are those of the rows, for the error.
+        """
         distance = rows.encoded.abs()
         if distance.max() > 1e-7 * math.sqrt(torch.finfo(distance.dtype).max):
             row, column = divmod(int(distance.argmax()), X.shape[1])
             raise ValueError(
-                f"X has the value {X[start + row, column]:.6g} in row {start + row}, column "
+                f"X has the value {X[row, column]:.6g} in row {numbers[row]}, column "
                 f"{column}, {float(distance.max()):.3g} times the scale of the training data away "
                 f"from their mean: too far to compute with in {X.dtype}."
             )
-
-    def _collect(self, X, read: Callable[[Posterior], Tensor]) -> np.ndarray:
-        """Read something off the posterior of every row."""
-        parts = [read(model.infer(rows)).cpu().numpy() for model, rows in self._chunks(X)]
-        return np.concatenate(parts)
-
-    def transform(self, X):
-        """Posterior mean of the latents of each row.
-
-        Parameters
-        ----------
-        X : array-like of shape (n_samples, n_features)
-            Rows.
-
-        Returns
-        -------
-        Z : ndarray of shape (n_samples, latent_dim)
-            Posterior means.
-        """
-        return self._collect(X, lambda posterior: posterior.mean)
 
     def inverse_transform(self, Z):
         """Mean of the rows that latents decode to.
@@ -141,70 +106,47 @@ class FittedMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
             ]
         return Scaling(self.location_, self.scale_).restore(np.concatenate(parts), model.likelihood)
 
-    def score_samples(self, X):
-        """Log-likelihood of each row, bounded from below by importance weighting.
+    def _edited(self, edit: Callable[[GraphicalT], GraphicalT]):
+        """Copy of the estimator with another graphical model."""
+        edited = copy.deepcopy(self)
+        model = edited._rebuild()
+        model.graphical = edit(model.graphical)
+        return edited._with_graphical(model)
 
-        Parameters
-        ----------
-        X : array-like of shape (n_samples, n_features)
-            Rows.
-
-        Returns
-        -------
-        log_likelihood : ndarray of shape (n_samples,)
-            In nats and in the units of X, from ``n_importance`` draws per row. It tightens as
-            their number grows, and equal rows give equal values.
-
-        References
-        ----------
-        Burda, Grosse and Salakhutdinov, "Importance weighted autoencoders", ICLR 2016.
-        """
-        check_is_fitted(self)
-        # Quasi-random points, the same for every row and every call.
-        sobol = stats.qmc.Sobol(self.latent_dim_, seed=0)
-        uniform = sobol.random_base2(math.ceil(math.log2(self.n_importance)))[: self.n_importance]
-        noise = torch.from_numpy(stats.norm.ppf(uniform).astype(self.location_.dtype))
-        parts = []
-        for model, rows in self._chunks(X):
-            n_at_once = max(1, 65_536 // self.n_importance)
-            for start in range(0, len(rows), n_at_once):
-                part = rows.take(slice(start, start + n_at_once))
-                bound = importance_bound(model, part, noise.to(part.encoded.device))
-                parts.append(bound.cpu().numpy())
-        jacobian = Scaling(self.location_, self.scale_).log_jacobian(self._fitted_likelihood())
-        return np.concatenate(parts) + self.location_.dtype.type(jacobian)
-
-    def score(self, X, y=None):
-        """Mean of `score_samples` over rows.
-
-        Parameters
-        ----------
-        X : array-like of shape (n_samples, n_features)
-            Rows.
-        y : Ignored
-            Not used, present for API consistency by convention.
-
-        Returns
-        -------
-        score : float
-            Log-likelihood per row, in nats.
-        """
-        return float(np.mean(self.score_samples(X)))
-
-    def _sample(self, n_samples: int) -> tuple[np.ndarray, np.ndarray]:
-        """Rows and the components they came from."""
-        check_is_fitted(self)
-        if not isinstance(n_samples, Integral) or n_samples < 1:
-            raise ValueError(f"n_samples must be an integer of at least 1, got {n_samples!r}.")
-        seed = check_random_state(self.random_state).randint(SEED_BOUND)
-        model = self._rebuild()
-        generator = torch.Generator(device=self.device).manual_seed(seed)
-        with torch.no_grad():
-            z, labels = model.graphical.sample(int(n_samples), generator)
-            x = model.likelihood.sample(model.decode(z), model.noise_params, generator)
-        restored = Scaling(self.location_, self.scale_).restore(x.cpu().numpy(), model.likelihood)
-        return restored, labels.cpu().numpy()
+    def _with_graphical(self, model: StructuredVAE):
+        """Take over the graphical part of a model."""
+        self.model_state_ = model_to_arrays(model)
+        for name, value in self._graphical_attributes(model.graphical).items():
+            setattr(self, name, value)
+        return self
 
     @property
     def _n_features_out(self) -> int:
         return self.latent_dim_
+
+
+def normal_points(n_points: int, like: np.ndarray) -> torch.Tensor:
+    """Quasi-random points of a standard normal distribution, the same in every call.
+
+    Parameters
+    ----------
+    n_points : int
+        How many.
+    like : ndarray of shape (..., dim)
+        Says of what dimension and type.
+
+    Returns
+    -------
+    Tensor of shape (n_points, dim)
+        The points: scrambled Sobol numbers.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sksvae.estimators.fitted import normal_points
+    >>> normal_points(256, np.zeros(2)).mean(0).abs() < 0.02
+    tensor([True, True])
+    """
+    sobol = stats.qmc.Sobol(like.shape[-1], seed=0)
+    uniform = sobol.random_base2(math.ceil(math.log2(n_points)))[:n_points]
+    return torch.from_numpy(stats.norm.ppf(uniform).astype(like.dtype))

@@ -10,8 +10,8 @@ import torch
 from sklearn.utils._param_validation import Interval, StrOptions
 from torch import Tensor
 
-from sksvae.estimators.base import BaseSVAE
 from sksvae.estimators.moves import removal_moves, remove_down_to
+from sksvae.estimators.rows import RowSVAE
 from sksvae.estimators.start import sample_rows
 from sksvae.estimators.steering import SteeringMixin
 from sksvae.estimators.validation import (
@@ -33,7 +33,7 @@ _VB_ITER = 100  # rounds of variational Bayes in the initialisation
 _VB_TOL = 1e-4  # nats per row
 
 
-class SVAEGaussianMixture(SteeringMixin, BaseSVAE):
+class SVAEGaussianMixture(SteeringMixin, RowSVAE):
     """Gaussian mixture over the latents of a variational autoencoder.
 
     ``k ~ Cat(pi)``, ``z | k ~ N(mu_k, Sigma_k)``, ``x | z ~ p(x | decoder(z))``, with conjugate
@@ -194,7 +194,7 @@ class SVAEGaussianMixture(SteeringMixin, BaseSVAE):
     """
 
     _parameter_constraints: dict = {
-        **BaseSVAE._parameter_constraints,
+        **RowSVAE._parameter_constraints,
         "n_components": [Interval(Integral, 1, None, closed="left")],
         "weight_concentration_prior": [Interval(Real, 0, None, closed="neither"), None],
         "mean_precision_prior": [Interval(Real, 0, None, closed="neither"), None],
@@ -210,7 +210,7 @@ class SVAEGaussianMixture(SteeringMixin, BaseSVAE):
         "pretraining_iter": [Interval(Integral, 0, None, closed="left")],
     }
     _graphical_name = "mixture"
-    _architecture_names = (*BaseSVAE._architecture_names, "n_components")
+    _architecture_names = (*RowSVAE._architecture_names, "n_components")
 
     def __init__(
         self,

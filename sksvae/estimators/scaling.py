@@ -31,7 +31,7 @@ class Scaling(NamedTuple):
         Parameters
         ----------
         working : ndarray of shape (n_rows, n_features)
-            Features on the link scale.
+            Features on the link scale; NaN marks a missing value.
         standardize : bool
             One scale per feature, else the root mean variance for all. Constant features get the
             common scale of the others, or one if all are constant, but no less than the rounding
@@ -45,7 +45,7 @@ class Scaling(NamedTuple):
         wide = working.astype(np.float64)
         location = _mean(wide)
         # What rounding alone can leave of a constant column is no variation.
-        rounding = 10 * np.finfo(working.dtype).eps * np.abs(wide).max(0)
+        rounding = 10 * np.finfo(working.dtype).eps * _largest(wide)
         scale = _root_mean_square(wide - location)
         varies = scale > rounding
         common = _root_mean_square(scale[varies]) if varies.any() else 1.0
@@ -82,26 +82,49 @@ class Scaling(NamedTuple):
         """Take what the likelihood speaks back to the units of X."""
         return X * self.scale + self.location if likelihood.standardizes else X
 
-    def log_jacobian(self, likelihood: Likelihood) -> float:
-        """What a log density of the likelihood gains in the units of X."""
+    def log_jacobian(self, X: np.ndarray, likelihood: Likelihood) -> np.ndarray:
+        """What log densities of the likelihood gain in the units of X.
+
+        Parameters
+        ----------
+        X : ndarray of shape (n_rows, n_features)
+            Rows; missing values count for nothing.
+        likelihood : Likelihood
+            Observation model.
+
+        Returns
+        -------
+        ndarray of shape (n_rows,)
+            To be added to the log density of each row, in float64.
+        """
         if not likelihood.standardizes:
-            return 0.0
-        return -float(np.log(self.scale.astype(np.float64)).sum())
+            return np.zeros(X.shape[0])
+        log_scale = np.log(self.scale.astype(np.float64))
+        present = ~np.isnan(X)
+        return np.full(X.shape[0], -log_scale.sum()) if present.all() else -(present @ log_scale)
 
 
 def _largest(values: np.ndarray) -> np.ndarray:
-    """Largest size over the first axis, one if all are zero."""
-    largest = np.abs(values).max(0)
+    """Largest size over the first axis, one if all are zero or missing."""
+    largest = np.fmax.reduce(np.abs(values), 0, initial=0.0)
     return np.where(largest > 0, largest, 1.0)
 
 
 def _mean(values: np.ndarray) -> np.ndarray:
     """Mean over the first axis, safe from overflow and exact for a constant."""
     unit = _largest(values)
-    return unit * np.mean(values / unit, axis=0)
+    return unit * _present_mean(values / unit)
 
 
 def _root_mean_square(values: np.ndarray) -> np.ndarray:
     """Root mean square over the first axis, safe from overflow and underflow."""
     unit = _largest(values)
-    return unit * np.sqrt(np.mean((values / unit) ** 2, axis=0))
+    return unit * np.sqrt(_present_mean((values / unit) ** 2))
+
+
+def _present_mean(values: np.ndarray) -> np.ndarray:
+    """Mean over the first axis of what is not NaN, zero if all is."""
+    present = ~np.isnan(values)
+    if present.all():
+        return np.mean(values, axis=0)
+    return np.sum(values, axis=0, where=present) / np.maximum(present.sum(0), 1)

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Editing a fitted mixture."""
 
-import copy
-from collections.abc import Callable
 from numbers import Integral
 
 import torch
@@ -14,8 +12,6 @@ from sksvae.estimators.validation import checked_numbers, unchanged_on_error
 from sksvae.expfam import NIWParams
 from sksvae.graphical import GaussianMixtureModel
 from sksvae.initialization import fit_mixture
-from sksvae.objective import StructuredVAE
-from sksvae.persistence import model_to_arrays
 
 _REFIT_ITER = 1000  # rounds of variational Bayes
 _REFIT_TOL = 1e-6  # nats per row
@@ -99,19 +95,6 @@ class SteeringMixin:
             model.graphical, potentials, model.settings, max_iter=_REFIT_ITER, tol=_REFIT_TOL
         )
         return self._with_graphical(model)
-
-    def _edited(self, edit: Callable[[GaussianMixtureModel], GaussianMixtureModel]):
-        edited = copy.deepcopy(self)
-        model = edited._rebuild()
-        model.graphical = edit(model.graphical)
-        return edited._with_graphical(model)
-
-    def _with_graphical(self, model: StructuredVAE):
-        """Take over the mixture of a model."""
-        self.model_state_ = model_to_arrays(model)
-        for name, value in self._graphical_attributes(model.graphical).items():
-            setattr(self, name, value)
-        return self
 
     def _checked_component(self, k) -> int:
         check_is_fitted(self)

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sksvae.estimators.base import BaseSVAE
+from sksvae.estimators.rows import RowSVAE
 from sksvae.graphical import StandardNormalModel
 from sksvae.objective import Rows, StructuredVAE
 from sksvae.training import EpochRecord
@@ -15,7 +15,7 @@ from sksvae.training import EpochRecord
 _LEAST_PRECISION = 1e-3  # of potentials at the start, against the prior's of one
 
 
-class VAE(BaseSVAE):
+class VAE(RowSVAE):
     """Variational autoencoder with a standard normal prior.
 
     ``z ~ N(0, I)``, ``x | z ~ p(x | decoder(z))``, and a Gaussian posterior made of the prior and

@@ -1,11 +1,22 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Latent structures, one file each, behind one protocol.
 
-To add one, write a module with a subclass of `GraphicalModel` and register it here.
+To add one, write a module with a subclass of `GraphicalModel` (independent rows) or of
+`SequenceModel` and register it here.
 """
 
-from sksvae.graphical.api import GraphicalModel, Posterior, Potentials
+from sksvae.graphical.api import (
+    ChainPosterior,
+    ConjugateModel,
+    GraphicalModel,
+    Posterior,
+    Potentials,
+    SequenceModel,
+)
+from sksvae.graphical.dynamics_prior import DynamicsPrior
+from sksvae.graphical.linear_dynamics import LinearDynamicsModel
 from sksvae.graphical.mixture import GaussianMixtureModel, MixturePrior
+from sksvae.graphical.point_dynamics import DynamicsParameters
 from sksvae.graphical.pruning import Removal, propose_removal, prune_components
 from sksvae.graphical.standard_normal import StandardNormalModel
 
@@ -14,14 +25,25 @@ GRAPHICAL_MODELS: dict[str, type[GraphicalModel]] = {
     "standard_normal": StandardNormalModel,
 }
 
+SEQUENCE_MODELS: dict[str, type[SequenceModel]] = {
+    "linear_dynamics": LinearDynamicsModel,
+}
+
 __all__ = [
     "GRAPHICAL_MODELS",
+    "SEQUENCE_MODELS",
+    "ChainPosterior",
+    "ConjugateModel",
+    "DynamicsParameters",
+    "DynamicsPrior",
     "GaussianMixtureModel",
     "GraphicalModel",
+    "LinearDynamicsModel",
     "MixturePrior",
     "Posterior",
     "Potentials",
     "Removal",
+    "SequenceModel",
     "StandardNormalModel",
     "propose_removal",
     "prune_components",

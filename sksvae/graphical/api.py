@@ -4,12 +4,13 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Generic, NamedTuple, Self, TypeVar
 
 import torch
 from torch import Tensor
 
 from sksvae.inference import FixedPointSettings, draw_gaussian
+from sksvae.inference.block_tridiagonal import ChainMethod
 
 
 class Potentials(NamedTuple):
@@ -17,10 +18,10 @@ class Potentials(NamedTuple):
 
     Parameters
     ----------
-    precision_mean : Tensor of shape (n_rows, latent_dim)
+    precision_mean : Tensor of shape (n_rows, latent_dim) or (n_sequences, n_steps, latent_dim)
         ``r``.
-    precision : Tensor of shape (n_rows, latent_dim)
-        ``R``, positive.
+    precision : Tensor of the same shape
+        ``R``, positive; zero, as ``r``, where nothing was observed.
     """
 
     precision_mean: Tensor
@@ -85,8 +86,62 @@ class Posterior:
         return draw_gaussian(self.mean, self.covariance, noise)
 
 
-class GraphicalModel(ABC):
-    """A conjugate graphical model over latents, with its distribution q(theta).
+@dataclass(frozen=True)
+class ChainPosterior:
+    """Posterior of the latents of sequences, padded to one length.
+
+    Everything is zero at steps that do not exist.
+
+    Parameters
+    ----------
+    mean : Tensor of shape (n_sequences, n_steps, latent_dim)
+        ``E[z_t]``.
+    covariance : Tensor of shape (n_sequences, n_steps, latent_dim, latent_dim)
+        ``Cov[z_t]``.
+    lag_covariance : Tensor of shape (n_sequences, n_steps - 1, latent_dim, latent_dim)
+        ``Cov(z_{t+1}, z_t)``: rows belong to the later step.
+    draws : Tensor of shape (n_draws, n_sequences, n_steps, latent_dim)
+        Draws of whole sequences, reparameterised; ``n_draws`` is zero where no noise was given.
+    local_kl : Tensor of shape (n_sequences,)
+        ``E_q[log q - E_q(theta) log p(. | theta)]`` over all local latents, in nats.
+    mask : Tensor of bool of shape (n_sequences, n_steps)
+        Which steps exist.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sksvae.graphical import DynamicsPrior, LinearDynamicsModel, Potentials
+    >>> model = LinearDynamicsModel(DynamicsPrior.isotropic(2))
+    >>> nothing = Potentials(*torch.zeros(2, 1, 5, 2, dtype=torch.float64))
+    >>> mask = torch.tensor([[True, True, True, False, False]])
+    >>> posterior = model.infer(nothing, model.expected_params(), mask)
+    >>> posterior.second_moment.shape, posterior.lag_covariance.shape
+    (torch.Size([1, 5, 2, 2]), torch.Size([1, 4, 2, 2]))
+    """
+
+    mean: Tensor
+    covariance: Tensor
+    lag_covariance: Tensor
+    draws: Tensor
+    local_kl: Tensor
+    mask: Tensor
+
+    @property
+    def second_moment(self) -> Tensor:
+        """``E[z_t z_t']``, of shape (n_sequences, n_steps, latent_dim, latent_dim)."""
+        return self.covariance + self.mean.unsqueeze(-1) * self.mean.unsqueeze(-2)
+
+    @property
+    def lag_moment(self) -> Tensor:
+        """``E[z_{t+1} z_t']``, of shape (n_sequences, n_steps - 1, latent_dim, latent_dim)."""
+        return self.lag_covariance + self.mean[:, 1:, :, None] * self.mean[:, :-1, None, :]
+
+
+PosteriorT = TypeVar("PosteriorT", Posterior, ChainPosterior)
+
+
+class ConjugateModel(ABC, Generic[PosteriorT]):
+    """What graphical models over rows and over sequences share: their distribution q(theta).
 
     ``params`` below are tuples of tensors: the expected statistics of q(theta). They are the only
     way in which q(theta) enters an objective, so their gradient is its natural gradient
@@ -103,27 +158,6 @@ class GraphicalModel(ABC):
         -------
         tuple of Tensor
             Empty where nothing is learned.
-        """
-
-    @abstractmethod
-    def infer(
-        self, potentials: Potentials, params: tuple[Tensor, ...], settings: FixedPointSettings
-    ) -> Posterior:
-        """Posterior of the local latents given potentials and expected parameters.
-
-        Parameters
-        ----------
-        potentials : Potentials
-            Evidence for each row.
-        params : tuple of Tensor
-            As from `expected_params`.
-        settings : FixedPointSettings
-            How block updates are iterated and differentiated.
-
-        Returns
-        -------
-        Posterior
-            Differentiable in potentials and params.
         """
 
     @abstractmethod
@@ -144,7 +178,7 @@ class GraphicalModel(ABC):
         """
 
     @abstractmethod
-    def total_stats(self, posterior: Posterior) -> tuple[Tensor, ...]:
+    def total_stats(self, posterior: PosteriorT) -> tuple[Tensor, ...]:
         """Sufficient statistics that rows add to the natural parameters of q(theta).
 
         They are the gradient of the bound with respect to `expected_params` when the dependence
@@ -152,7 +186,7 @@ class GraphicalModel(ABC):
 
         Parameters
         ----------
-        posterior : Posterior
+        posterior : Posterior or ChainPosterior
             Of the rows.
 
         Returns
@@ -169,6 +203,51 @@ class GraphicalModel(ABC):
         ----------
         total_stats : sequence of Tensor
             As from `total_stats`, summed over all rows.
+        """
+
+    @abstractmethod
+    def state(self) -> dict[str, Tensor]:
+        """Everything needed to rebuild the model with `from_state`."""
+
+    @classmethod
+    @abstractmethod
+    def from_state(cls, state: dict[str, Tensor]) -> Self:
+        """Rebuild a model from `state`.
+
+        Parameters
+        ----------
+        state : dict of str to Tensor
+            As returned by `state`.
+
+        Returns
+        -------
+        Self
+            An equal model.
+        """
+
+
+class GraphicalModel(ConjugateModel[Posterior]):
+    """A conjugate graphical model over the latents of independent rows."""
+
+    @abstractmethod
+    def infer(
+        self, potentials: Potentials, params: tuple[Tensor, ...], settings: FixedPointSettings
+    ) -> Posterior:
+        """Posterior of the local latents given potentials and expected parameters.
+
+        Parameters
+        ----------
+        potentials : Potentials
+            Evidence for each row.
+        params : tuple of Tensor
+            As from `expected_params`.
+        settings : FixedPointSettings
+            How block updates are iterated and differentiated.
+
+        Returns
+        -------
+        Posterior
+            Differentiable in potentials and params.
         """
 
     @abstractmethod
@@ -220,22 +299,61 @@ class GraphicalModel(ABC):
             Components; zeros where there is no discrete latent.
         """
 
-    @abstractmethod
-    def state(self) -> dict[str, Tensor]:
-        """Everything needed to rebuild the model with `from_state`."""
 
-    @classmethod
+class SequenceModel(ConjugateModel[ChainPosterior]):
+    """A conjugate graphical model over sequences of latents, batched and padded."""
+
     @abstractmethod
-    def from_state(cls, state: dict[str, Tensor]) -> "GraphicalModel":
-        """Rebuild a model from `state`.
+    def infer(
+        self,
+        potentials: Potentials,
+        params: tuple[Tensor, ...],
+        mask: Tensor,
+        noise: Tensor | None = None,
+        method: ChainMethod = "auto",
+    ) -> ChainPosterior:
+        """Posterior of the latents of each sequence given potentials and expected parameters.
 
         Parameters
         ----------
-        state : dict of str to Tensor
-            As returned by `state`.
+        potentials : Potentials
+            Evidence for each step, of shape (n_sequences, n_steps, latent_dim). A step without an
+            observation has a zero potential. What stands at steps that do not exist is not read.
+        params : tuple of Tensor
+            As from `expected_params`.
+        mask : Tensor of bool of shape (n_sequences, n_steps)
+            Which steps exist. A step whose predecessor does not exist starts a sequence of its
+            own.
+        noise : Tensor of shape (n_draws, n_sequences, n_steps, latent_dim), optional
+            Standard normal numbers for the draws.
+        method : {'auto', 'sequential', 'parallel'}, default='auto'
+            Order of elimination, see `sksvae.inference.chain_moments`.
 
         Returns
         -------
-        GraphicalModel
-            An equal model.
+        ChainPosterior
+            Differentiable in potentials and params.
+        """
+
+    @abstractmethod
+    def sample(
+        self, n_steps: int, n_sequences: int, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Draw sequences of latents from the model with its fitted parameters.
+
+        Parameters
+        ----------
+        n_steps : int
+            Length of each sequence.
+        n_sequences : int
+            Number of sequences.
+        generator : torch.Generator
+            Source of randomness.
+
+        Returns
+        -------
+        z : Tensor of shape (n_sequences, n_steps, latent_dim)
+            Latents.
+        states : Tensor of shape (n_sequences, n_steps)
+            Discrete states; zeros where there are none.
         """

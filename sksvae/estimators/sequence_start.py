@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Starting points for sequences: networks and dynamics of a linear state space model."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sksvae.estimators.scaling import Scaling
+from sksvae.expfam import MNIWParams, NIWParams
+from sksvae.graphical import ChainPosterior, DynamicsPrior, LinearDynamicsModel
+from sksvae.inference import FixedPointSettings
+from sksvae.likelihoods.base import Likelihood
+from sksvae.sequence_objective import SequenceRows, SequenceVAE
+from sksvae.state_space import StateSpace
+
+# Least precision of a potential at the start: directions of which one step says nothing keep a
+# gradient, and what they lose is far below what the unit variance of the latents says.
+_MIN_PRECISION = 1e-2
+
+
+def state_space_model(
+    start: StateSpace,
+    scaling: Scaling,
+    likelihood: Likelihood,
+    prior: DynamicsPrior,
+    n_rows: int,
+    hidden_layer_sizes: tuple[int, ...],
+    activation: str,
+    settings: FixedPointSettings,
+    generator: torch.Generator,
+) -> SequenceVAE:
+    """Model that infers and predicts as a linear state space model does.
+
+    In canonical coordinates the evidence of a row is a diagonal potential, so that a linear
+    encoder gives it exactly, up to a floor on its precision. Nonlinear parts start near zero.
+
+    Parameters
+    ----------
+    start : StateSpace
+        In canonical coordinates, for standardised features.
+    scaling : Scaling
+        That standardised them.
+    likelihood : Likelihood
+        Observation model.
+    prior : DynamicsPrior
+        Over the dynamics, in the type and on the device that the model is to have.
+    n_rows : int
+        Steps that stand behind ``start``.
+    hidden_layer_sizes : tuple of int
+        Hidden layers of the encoder.
+    activation : str
+        Their activation.
+    settings : FixedPointSettings
+        Of local inference in training.
+    generator : torch.Generator
+        For the weights of the nonlinear parts.
+
+    Returns
+    -------
+    SequenceVAE
+        The model.
+    """
+    like = prior.initial.mean
+    n_features, latent_dim = start.loading.shape
+
+    def tensor(array: np.ndarray) -> Tensor:
+        return torch.as_tensor(array, dtype=like.dtype, device=like.device)
+
+    model = SequenceVAE(
+        n_features,
+        latent_dim,
+        hidden_layer_sizes,
+        activation,
+        likelihood,
+        LinearDynamicsModel(prior, _started(prior, start, n_rows)),
+        tensor(scaling.location),
+        tensor(scaling.scale),
+        settings,
+    ).to(like.device)
+    # Two rows with the variances that the linear model leaves, in the units of the likelihood.
+    deviations = np.sqrt(start.noise_variances)
+    deviations = deviations * (1.0 if likelihood.standardizes else scaling.scale)
+    working = tensor(np.stack([deviations, -deviations]))
+    for name, value in likelihood.init_params(working, n_features, like.dtype).items():
+        model.likelihood_params[name].data.copy_(value)
+    further = likelihood.init_outputs(n_features, working, like.dtype)
+    model.decoder.reset(tensor(start.loading), further.to(like.device), generator)
+    weighted = start.loading / start.noise_variances[:, None]
+    precision = np.maximum((weighted * start.loading).sum(0), _MIN_PRECISION)
+    axes = weighted / precision
+    model.encoder.reset(tensor(axes), tensor(precision), generator)
+    with torch.no_grad():
+        model.decoder.bias[0].copy_(tensor(start.mean))
+        model.encoder.bias.copy_(tensor(-start.mean @ axes))
+    return model
+
+
+def _started(prior: DynamicsPrior, start: StateSpace, n_rows: int) -> DynamicsPrior:
+    """Distribution over the dynamics around those of the start, as sure as its rows make it."""
+    initial, dynamics = prior
+    like = initial.mean
+
+    def tensor(array: np.ndarray) -> Tensor:
+        return torch.as_tensor(array, dtype=like.dtype, device=like.device)
+
+    dof = dynamics.dof + n_rows
+    regression = np.column_stack([start.transition, start.offset])
+    eye = torch.eye(like.shape[0] + 1, dtype=like.dtype, device=like.device)
+    return DynamicsPrior(
+        NIWParams(
+            tensor(start.initial_covariance) * (initial.dof + 1),
+            tensor(start.initial_mean),
+            initial.mean_precision + 1,
+            initial.dof + 1,
+        ),
+        MNIWParams(
+            tensor(start.transition_noise) * dof,
+            tensor(regression),
+            dynamics.mean_precision + n_rows * eye,
+            dof,
+        ),
+    )
+
+
+def fit_dynamics(
+    model: SequenceVAE, rows: SequenceRows, *, max_iter: int, tol: float, chunk: int
+) -> float:
+    """Variational Bayes for the dynamics, from where they stand, with the networks as they are.
+
+    Parameters
+    ----------
+    model : SequenceVAE
+        Its graphical model changes.
+    rows : SequenceRows
+        Sequences.
+    max_iter : int
+        Most rounds.
+    tol : float
+        Gain per row, in nats, at which to stop.
+    chunk : int
+        Steps, with padding, that are in memory at a time.
+
+    Returns
+    -------
+    float
+        Bound on the evidence of the potentials, per row, up to a constant.
+    """
+    graphical = model.graphical
+    bound = -np.inf
+    with torch.no_grad():
+        for _ in range(max_iter):
+            params = graphical.expected_params()
+            evidence, total = 0.0, None
+            for part in rows.parts(chunk):
+                posterior = model.infer(part, params)
+                evidence += float(_evidence(model, part, posterior))
+                stats = graphical.total_stats(posterior)
+                total = (
+                    stats if total is None else [a + b for a, b in zip(total, stats, strict=True)]
+                )
+            previous, bound = bound, (evidence - float(graphical.prior_kl())) / len(rows)
+            graphical.coordinate_update(total)
+            if bound - previous < tol:
+                break
+    return bound
+
+
+def _evidence(model: SequenceVAE, rows: SequenceRows, posterior: ChainPosterior) -> Tensor:
+    """``E_q[log l(z)] - KL``, about the mean of the potentials, where their size cancels."""
+    r, R = model.encode(rows)
+    known = R > 0
+    center = torch.where(known, r / torch.where(known, R, 1.0), 0.0)
+    variance = posterior.covariance.diagonal(dim1=-2, dim2=-1)[posterior.mask]
+    square = (posterior.mean[posterior.mask] - center).square() + variance
+    return -0.5 * (R * square).sum() - posterior.local_kl.sum()

@@ -1,0 +1,252 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Structured VAEs over sequences: how they read data, train, and infer."""
+
+from abc import ABCMeta
+from collections.abc import Callable, Iterator
+from numbers import Integral
+
+import numpy as np
+import torch
+from sklearn.base import _fit_context
+from sklearn.callback import with_callbacks
+from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils.validation import check_is_fitted
+from torch import Tensor
+
+from sksvae.estimators.base import BaseSVAE
+from sksvae.estimators.scaling import Scaling
+from sksvae.estimators.validation import unchanged_on_error
+from sksvae.likelihoods.base import Likelihood
+from sksvae.sequence_objective import SequenceRows, SequenceVAE
+from sksvae.sequences import Sequences, Windows, read_sequences, split_sequences
+
+CHUNK_STEPS = 16_384  # steps, with padding, that are in memory at a time outside training
+
+
+class SequenceSVAE(BaseSVAE, metaclass=ABCMeta):
+    """Base class of the structured VAEs over sequences."""
+
+    _parameter_constraints: dict = {
+        **{
+            name: values
+            for name, values in BaseSVAE._parameter_constraints.items()
+            if name != "n_importance"
+        },
+        "rows": [StrOptions({"auto", "consecutive", "independent"})],
+        "sequence_length": [Interval(Integral, 1, None, closed="left")],
+    }
+
+    _AUTO_BATCH = 500
+
+    # ---- fit ----
+
+    @_fit_context(prefer_skip_nested_validation=True)
+    @with_callbacks
+    @unchanged_on_error
+    def fit(self, X, y=None, groups=None):
+        """Fit the model.
+
+        Parameters
+        ----------
+        X : array-like
+            Sequences in any form of `sksvae.sequences.read_sequences`: an array of shape
+            (n_sequences, n_timesteps, n_features), a list of arrays of shape
+            (n_timesteps, n_features), a table of shape (n_rows, n_features) with ``groups``, a
+            DataFrame whose MultiIndex has the sequence in level 0, or a table alone, for which
+            ``rows`` decides. NaN marks a missing value.
+        y : Ignored
+            Not used, present for API consistency by convention.
+        groups : array-like of shape (n_rows,) or None, default=None
+            Sequence that each row of a table belongs to.
+
+        Returns
+        -------
+        self : object
+            The fitted estimator.
+
+        Raises
+        ------
+        ValueError
+            If X, groups or a parameter is not valid, or training diverges. The message says what
+            to change; what an earlier fit left stays as it was.
+        """
+        data, likelihood = self._check_training_data(X, groups, reset=not self._continues())
+        self._fit(data, likelihood, {"estimator": self, "X": X, "y": y})
+        self.rows_ = data.rows
+        return self
+
+    @_fit_context(prefer_skip_nested_validation=True)
+    @unchanged_on_error
+    def partial_fit(self, X, y=None, groups=None):
+        """Take one pass of training steps over a batch of sequences.
+
+        The first call initialises the model on its sequences, which should therefore be typical.
+        Later calls continue, with the standardisation of the first.
+
+        Parameters
+        ----------
+        X : array-like
+            Sequences in any form, see `fit`.
+        y : Ignored
+            Not used, present for API consistency by convention.
+        groups : array-like of shape (n_rows,) or None, default=None
+            Sequence that each row of a table belongs to.
+
+        Returns
+        -------
+        self : object
+            The estimator.
+
+        Notes
+        -----
+        Stochastic variational inference: the global terms are weighted for a data set of
+        ``total_samples`` steps, or of the steps seen so far.
+        """
+        first = not hasattr(self, "model_state_")
+        data, likelihood = self._check_training_data(X, groups, reset=first)
+        self._partial_fit(data, likelihood)
+        self.rows_ = data.rows
+        return self
+
+    def fit_transform(self, X, y=None, groups=None):
+        """Fit the model and return the smoothed latents of its training sequences.
+
+        Parameters
+        ----------
+        X : array-like
+            Sequences in any form, see `fit`.
+        y : Ignored
+            Not used, present for API consistency by convention.
+        groups : array-like of shape (n_rows,) or None, default=None
+            Sequence that each row of a table belongs to.
+
+        Returns
+        -------
+        Z : ndarray or list of ndarray
+            As from ``fit(X, groups=groups).transform(X, groups=groups)``.
+        """
+        return self.fit(X, y, groups=groups).transform(X, groups=groups)
+
+    # ---- pieces of a fit ----
+
+    def _check_training_data(self, X, groups, reset: bool) -> tuple[Sequences, Likelihood]:
+        likelihood = self._checked_likelihood(reset)
+        rows = self.rows if reset else self.rows_
+        sequences = self._read(X, groups, rows, reset, ensure_min_samples=2 if reset else 1)
+        likelihood.validate(sequences.values)
+        missing = np.isnan(sequences.values).all()
+        if missing:
+            raise ValueError("X has no observed value: every entry is NaN.")
+        return sequences, likelihood
+
+    def _read(self, X, groups, rows: str, reset: bool, **options) -> Sequences:
+        """Sequences of any form, checked."""
+
+        def check(table):
+            return self._validated(table, reset, ensure_all_finite="allow-nan", **options)
+
+        return read_sequences(X, groups, rows=rows, check=check)
+
+    def _values(self, data: Sequences) -> np.ndarray:
+        return data.values
+
+    def _tensors(self, data: Sequences, scaling: Scaling, likelihood: Likelihood) -> SequenceRows:
+        return self._stacked(data.values, data.lengths, scaling, likelihood)
+
+    def _stacked(
+        self, values: np.ndarray, lengths: np.ndarray, scaling: Scaling, likelihood: Likelihood
+    ) -> SequenceRows:
+        observed, encoded = scaling.rows(values, likelihood, self.device)
+        return SequenceRows(
+            observed, encoded.nan_to_num(nan=0.0), torch.as_tensor(lengths, device=self.device)
+        )
+
+    def _split(
+        self, rows: SequenceRows, random_state: np.random.RandomState
+    ) -> tuple[SequenceRows, SequenceRows | None]:
+        """Windows for training and, for early stopping, sequences or a stretch held out."""
+        lengths = rows.lengths.cpu().numpy()
+        kept, held_out = Windows.whole(lengths), None
+        if self.early_stopping:
+            kept, held_out = split_sequences(lengths, self.validation_fraction, random_state)
+        training = _chosen(rows, lengths, kept.cut(self.sequence_length))
+        return training, None if held_out is None else _chosen(rows, lengths, held_out)
+
+    # ---- after a fit ----
+
+    def _checked_sequences(self, X, groups) -> Sequences:
+        check_is_fitted(self)
+        sequences = self._read(X, groups, self.rows_, reset=False)
+        self._fitted_likelihood().validate(sequences.values)
+        return sequences
+
+    def _batches(
+        self, sequences: Sequences
+    ) -> Iterator[tuple[SequenceVAE, SequenceRows, np.ndarray]]:
+        """Whole sequences in bounded memory: model, steps, and where they stand in the values."""
+        scaling = Scaling(self.location_, self.scale_)
+        model, likelihood = self._rebuild(), self._fitted_likelihood()
+        windows = sequences.windows()
+        with torch.no_grad():
+            for indices in windows.batches(CHUNK_STEPS):
+                some = windows.take(indices)
+                positions = sequences.row_indices(some)
+                values = sequences.values[positions]
+                rows = self._stacked(values, some.length, scaling, likelihood)
+                self._check_reach(values, rows, positions)
+                yield model, rows, positions
+
+    def _collect(
+        self, sequences: Sequences, read: Callable[[SequenceVAE, SequenceRows], Tensor]
+    ) -> np.ndarray:
+        """Read something off every step; in the order of the values, steps first."""
+        collected = None
+        for model, rows, positions in self._batches(sequences):
+            part = read(model, rows).cpu().numpy()
+            if collected is None:
+                collected = np.empty((sequences.n_rows, *part.shape[1:]), part.dtype)
+            collected[positions] = part
+        return collected
+
+    def transform(self, X, groups=None):
+        """Posterior means of the latents given whole sequences.
+
+        Parameters
+        ----------
+        X : array-like
+            Sequences in any form, see `fit`.
+        groups : array-like of shape (n_rows,) or None, default=None
+            Sequence that each row of a table belongs to.
+
+        Returns
+        -------
+        Z : ndarray or list of ndarray
+            Smoothed means, ``latent_dim_`` in place of the features, in the form of X.
+        """
+        sequences = self._checked_sequences(X, groups)
+
+        def read(model: SequenceVAE, rows: SequenceRows) -> Tensor:
+            posterior = model.infer(rows)
+            return posterior.mean[posterior.mask]
+
+        return sequences.restore(self._collect(sequences, read))
+
+    def __sklearn_tags__(self):
+        """Tags for scikit-learn's machinery."""
+        tags = super().__sklearn_tags__()
+        tags.input_tags.allow_nan = True
+        tags.input_tags.three_d_array = True
+        return tags
+
+
+def _chosen(rows: SequenceRows, lengths: np.ndarray, windows: Windows) -> SequenceRows:
+    """Steps of windows, stacked."""
+    first = np.cumsum(lengths) - lengths
+    before = np.cumsum(windows.length) - windows.length
+    shift = np.repeat(first[windows.sequence] + windows.start - before, windows.length)
+    chosen = torch.as_tensor(shift + np.arange(shift.size), device=rows.observed.device)
+    return SequenceRows(
+        rows.observed[chosen],
+        rows.encoded[chosen],
+        torch.as_tensor(windows.length, device=rows.observed.device),
+    )

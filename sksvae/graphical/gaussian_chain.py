@@ -1,0 +1,250 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Gaussian chains under expected linear dynamics: natural parameters and statistics.
+
+With expected statistics under q(theta), of the initial state and of ``X = [A b]``, ``Q`` ::
+
+    E log p(z_1) = h_0'z_1 - z_1'P_0 z_1/2 + (E log|Sigma_0^-1| - E[mu_0'Sigma_0^-1 mu_0]
+                   - D log 2 pi) / 2,
+    E log p(z' | z) = z''C y - z''P z'/2 - y'G y/2 + (E log|Q^-1| - D log 2 pi) / 2,
+
+where ``y = (z, 1)``, ``P = E[Q^-1]``, ``C = E[Q^-1 X]`` and ``G = E[X'Q^-1 X]``. These are
+expected, not point parameters: ``G`` holds ``D V^-1``, the uncertainty about the dynamics, beside
+what the means give [1]_. Potentials add ``log l(z) = r'z - z' diag(R) z/2`` to each step, and the
+posterior of the chain is what `sksvae.inference.chain_moments` works with.
+
+There may be several dynamics, each weighted by how much a transition counts for it: a mask where
+there is one, probabilities of states where dynamics switch.
+
+References
+----------
+.. [1] Bendekgey, Hope and Sudderth, "Unbiased learning of deep generative models with structured
+   discrete representations", NeurIPS 2023, appendices D.1 and E.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from sksvae.expfam import MNIWNatural, MNIWStats, NIWNatural, NIWStats
+from sksvae.expfam.numerics import symmetrize
+from sksvae.graphical.api import ChainPosterior, Potentials
+
+_LOG_2PI = math.log(2 * math.pi)
+
+
+class ChainNatural(NamedTuple):
+    """``E log p(z | theta) = h'z - z'Jz/2 + c`` of each sequence.
+
+    Parameters
+    ----------
+    precision_mean : Tensor of shape (n_sequences, n_steps, latent_dim)
+        ``h``.
+    diagonal : Tensor of shape (n_sequences, n_steps, latent_dim, latent_dim)
+        Blocks ``J_{t,t}``.
+    lower : Tensor of shape (n_sequences, n_steps - 1, latent_dim, latent_dim)
+        Blocks ``J_{t+1,t}``.
+    constant : Tensor of shape (n_sequences,)
+        ``c``.
+    """
+
+    precision_mean: Tensor
+    diagonal: Tensor
+    lower: Tensor
+    constant: Tensor
+
+    def times(self, points: Tensor) -> Tensor:
+        """``J x`` for ``x`` of shape (n_sequences, n_steps, latent_dim)."""
+        column = points.unsqueeze(-1)
+        product = self.diagonal @ column
+        below = self.lower @ column[:, :-1]
+        above = self.lower.mT @ column[:, 1:]
+        product = product + pad(below, (0, 0, 0, 0, 1, 0)) + pad(above, (0, 0, 0, 0, 0, 1))
+        return product.squeeze(-1)
+
+
+def clean_potentials(potentials: Potentials, mask: Tensor) -> Potentials:
+    """Set potentials to zero at steps that do not exist, whatever stands there.
+
+    Parameters
+    ----------
+    potentials : Potentials
+        Of shape (n_sequences, n_steps, latent_dim).
+    mask : Tensor of bool of shape (n_sequences, n_steps)
+        Which steps exist.
+
+    Returns
+    -------
+    Potentials
+        The same where the mask is true.
+
+    Raises
+    ------
+    ValueError
+        If the mask is not one of booleans that fits the potentials.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sksvae.graphical import Potentials
+    >>> from sksvae.graphical.gaussian_chain import clean_potentials
+    >>> evidence = Potentials(torch.tensor([[[1.0], [torch.nan]]]), torch.ones(1, 2, 1))
+    >>> clean_potentials(evidence, torch.tensor([[True, False]])).precision_mean
+    tensor([[[1.],
+             [0.]]])
+    """
+    shape = tuple(potentials.precision_mean.shape)
+    if len(shape) != 3 or mask.dtype != torch.bool or tuple(mask.shape) != shape[:2]:
+        raise ValueError(
+            "potentials must have shape (n_sequences, n_steps, latent_dim) and mask must be "
+            f"boolean of shape (n_sequences, n_steps), got potentials of shape {shape} and a mask "
+            f"of shape {tuple(mask.shape)} and type {mask.dtype}."
+        )
+    exists = mask.unsqueeze(-1)
+    return Potentials(*(torch.where(exists, field, 0.0) for field in potentials))
+
+
+def chain_roles(mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Which steps start a sequence, and which pairs of steps are a transition.
+
+    Parameters
+    ----------
+    mask : Tensor of bool of shape (n_sequences, n_steps)
+        Which steps exist.
+
+    Returns
+    -------
+    starts : Tensor of bool of shape (n_sequences, n_steps)
+        Steps that exist and whose predecessor does not.
+    moves : Tensor of bool of shape (n_sequences, n_steps - 1)
+        Whether a step and the next both exist.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sksvae.graphical.gaussian_chain import chain_roles
+    >>> chain_roles(torch.tensor([[True, True, False]]))
+    (tensor([[ True, False, False]]), tensor([[ True, False]]))
+    """
+    moves = mask[:, 1:] & mask[:, :-1]
+    return mask & ~pad(moves, (1, 0)), moves
+
+
+def chain_natural(
+    initial: NIWStats,
+    dynamics: MNIWStats,
+    starts: Tensor,
+    moves: Tensor,
+) -> ChainNatural:
+    """Natural parameters of chains given expected statistics of K dynamics.
+
+    Parameters
+    ----------
+    initial : NIWStats
+        Expected statistics of the initial state.
+    dynamics : MNIWStats
+        Expected statistics of ``X = [A b]`` and ``Q``, with leading axis K.
+    starts : Tensor of shape (n_sequences, n_steps)
+        How much each step counts as the first of its sequence.
+    moves : Tensor of shape (n_sequences, n_steps - 1, K)
+        How much each transition counts for each of the dynamics.
+
+    Returns
+    -------
+    ChainNatural
+        Differentiable in everything.
+
+    Examples
+    --------
+    A random walk with unit noise that starts at zero:
+
+    >>> import torch
+    >>> from sksvae.expfam import MNIWStats, NIWStats
+    >>> from sksvae.graphical.gaussian_chain import chain_natural
+    >>> one, none = torch.ones(1, 1), torch.zeros(1)
+    >>> initial = NIWStats(one, none, torch.tensor(0.0), torch.tensor(0.0))
+    >>> X = torch.tensor([[[1.0, 0.0]]])
+    >>> dynamics = MNIWStats(one[None], X, X.mT @ X, none)
+    >>> starts, moves = torch.tensor([[1.0, 0.0]]), torch.ones(1, 1, 1)
+    >>> chain = chain_natural(initial, dynamics, starts, moves)
+    >>> chain.diagonal.flatten(), chain.lower.flatten()
+    (tensor([2., 1.]), tensor([-1.]))
+    """
+    dim = initial.precision.shape[-1]
+    # Only symmetric parts mean anything, and gradients have to be symmetric.
+    later, earlier = symmetrize(dynamics.precision), symmetrize(dynamics.quadratic)
+    blocks = torch.cat([symmetrize(initial.precision).unsqueeze(0), later, earlier[:, :dim, :dim]])
+    shifts = torch.cat(
+        [
+            initial.precision_mean.unsqueeze(0),
+            dynamics.precision_mean[:, :, dim],
+            -earlier[:, :dim, dim],
+        ]
+    )
+    # What a step is: the first, the later one of a transition, the earlier one of the next.
+    roles = torch.cat(
+        [starts.unsqueeze(-1), pad(moves, (0, 0, 1, 0)), pad(moves, (0, 0, 0, 1))], -1
+    )
+    diagonal = (roles @ blocks.flatten(1)).unflatten(-1, (dim, dim))
+    lower = (moves @ dynamics.precision_mean[:, :, :dim].neg().flatten(1)).unflatten(-1, (dim, dim))
+    start = initial.log_det_precision - initial.quadratic - dim * _LOG_2PI
+    move = dynamics.log_det_precision - earlier[:, dim, dim] - dim * _LOG_2PI
+    constant = 0.5 * (starts.sum(-1) * start + moves.sum(-2) @ move)
+    return ChainNatural(roles @ shifts, diagonal, lower, constant)
+
+
+def chain_stats(
+    posterior: ChainPosterior, starts: Tensor, moves: Tensor
+) -> tuple[NIWNatural, MNIWNatural]:
+    """Sufficient statistics of the initial state and of K dynamics, summed over sequences.
+
+    Parameters
+    ----------
+    posterior : ChainPosterior
+        Of the sequences.
+    starts : Tensor of shape (n_sequences, n_steps)
+        How much each step counts as the first of its sequence.
+    moves : Tensor of shape (n_sequences, n_steps - 1, K)
+        How much each transition counts for each of the dynamics.
+
+    Returns
+    -------
+    initial : NIWNatural
+        What sequences add to the natural parameters of the initial state.
+    dynamics : MNIWNatural
+        What transitions add to those of the dynamics, with leading axis K.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sksvae.graphical import DynamicsPrior, LinearDynamicsModel, Potentials
+    >>> from sksvae.graphical.gaussian_chain import chain_stats
+    >>> model = LinearDynamicsModel(DynamicsPrior.isotropic(2))
+    >>> evidence = Potentials(*torch.ones(2, 1, 5, 2, dtype=torch.float64))
+    >>> mask = torch.ones(1, 5, dtype=torch.bool)
+    >>> posterior = model.infer(evidence, model.expected_params(), mask)
+    >>> starts = torch.eye(5, dtype=torch.float64)[:1]
+    >>> moves = torch.ones(1, 4, 1, dtype=torch.float64)
+    >>> initial, dynamics = chain_stats(posterior, starts, moves)
+    >>> initial.log_det_precision, dynamics.log_det_precision  # half the counts
+    (tensor(0.5000, dtype=torch.float64), tensor([2.], dtype=torch.float64))
+    """
+    mean, second = posterior.mean, posterior.second_moment
+
+    def total(weights: Tensor, values: Tensor) -> Tensor:
+        return torch.tensordot(weights, values, dims=([0, 1], [0, 1]))
+
+    n_starts, counts = starts.sum(), moves.sum((0, 1))
+    initial = NIWNatural(
+        -0.5 * total(starts, second), total(starts, mean), -0.5 * n_starts, 0.5 * n_starts
+    )
+    # Sums of z'y' and yy' with y = (z, 1), block by block.
+    later, earlier = total(moves, mean[:, 1:]), total(moves, mean[:, :-1])
+    cross = torch.cat([total(moves, posterior.lag_moment), later.unsqueeze(-1)], -1)
+    above = torch.cat([total(moves, second[:, :-1]), earlier.unsqueeze(-1)], -1)
+    below = torch.cat([earlier, counts.unsqueeze(-1)], -1)
+    regressors = torch.cat([above, below.unsqueeze(-2)], -2)
+    precision = -0.5 * total(moves, second[:, 1:])
+    return initial, MNIWNatural(precision, cross, -0.5 * regressors, 0.5 * counts)

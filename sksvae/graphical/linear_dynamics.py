@@ -1,0 +1,398 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Linear dynamics over latents, with exact inference in whole sequences."""
+
+from collections.abc import Sequence
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from sksvae.expfam import (
+    MNIW,
+    NIW,
+    MNIWNatural,
+    MNIWParams,
+    MNIWStats,
+    NIWNatural,
+    NIWParams,
+    NIWStats,
+    natural_step,
+)
+from sksvae.expfam.numerics import cholesky, log_det, standard_normal
+from sksvae.graphical.api import ChainPosterior, Potentials, SequenceModel
+from sksvae.graphical.dynamics_prior import DynamicsPrior
+from sksvae.graphical.gaussian_chain import (
+    chain_natural,
+    chain_roles,
+    chain_stats,
+    clean_potentials,
+)
+from sksvae.graphical.point_dynamics import (
+    DynamicsParameters,
+    continue_draws,
+    forecast_moments,
+    predictive_moments,
+)
+from sksvae.inference import chain_moments
+from sksvae.inference.block_tridiagonal import ChainMethod
+
+_NIW = NIW()
+_MNIW = MNIW()
+
+
+class LinearDynamicsModel(SequenceModel):
+    """``z_1 ~ N(mu_0, Sigma_0)``, ``z_t ~ N(A z_{t-1} + b, Q)`` with conjugate q(theta).
+
+    ``q(theta) = NIW(mu_0, Sigma_0) MNIW([A b], Q)`` ([J] section 4, [P] appendix D). Inference in
+    the latents is exact given expected parameters, in one block tridiagonal system per sequence.
+
+    Parameters
+    ----------
+    prior : DynamicsPrior
+        Prior over the parameters.
+    posterior : DynamicsPrior or None, default=None
+        ``q(theta)``; starts at the prior.
+
+    Examples
+    --------
+    A gap between two observations is filled by what the dynamics expect:
+
+    >>> import torch
+    >>> from sksvae.graphical import DynamicsPrior, LinearDynamicsModel, Potentials
+    >>> walk = LinearDynamicsModel(DynamicsPrior.isotropic(1, transition_precision=1e6))
+    >>> R = 100.0 * torch.tensor([1.0, 0.0, 1.0], dtype=torch.float64).view(1, 3, 1)
+    >>> evidence = Potentials(R * torch.tensor([0.0, 0.0, 4.0]).view(1, 3, 1), R)
+    >>> mask = torch.ones(1, 3, dtype=torch.bool)
+    >>> posterior = walk.infer(evidence, walk.expected_params(), mask)
+    >>> posterior.mean.flatten().round(decimals=1)
+    tensor([0.1000, 2.0000, 3.9000], dtype=torch.float64, grad_fn=<RoundBackward1>)
+    """
+
+    def __init__(self, prior: DynamicsPrior, posterior: DynamicsPrior | None = None) -> None:
+        self.prior = prior
+        self.posterior = prior if posterior is None else posterior
+        self.latent_dim = prior.initial.mean.shape[-1]
+
+    @cached_property
+    def _natural_prior(self) -> tuple[NIWNatural, MNIWNatural]:
+        return _NIW.to_natural(self.prior.initial), _MNIW.to_natural(self.prior.dynamics)
+
+    def expected_params(self) -> tuple[Tensor, ...]:
+        """Expected statistics of the initial state and of the dynamics, as leaves."""
+        initial = _NIW.standard_expected_stats(self.posterior.initial)
+        dynamics = _MNIW.standard_expected_stats(self.posterior.dynamics)
+        return tuple(field.detach().requires_grad_() for field in (*initial, *dynamics))
+
+    def infer(
+        self,
+        potentials: Potentials,
+        params: tuple[Tensor, ...],
+        mask: Tensor,
+        noise: Tensor | None = None,
+        method: ChainMethod = "auto",
+    ) -> ChainPosterior:
+        """Exact posterior of each sequence under expected parameters.
+
+        As ``log q(z) = E log p(z | theta) + log l(z) - log Z``, the local divergence is
+        ``E_q[log l(z)] - log Z`` [P, app. E], ``Z`` with the constants of the dynamics. Both terms
+        are large where potentials are precise, so they are taken relative to a point ``c`` near
+        the mean of q(z), in ``y = z - c``, where the potentials of ``y`` are small: ::
+
+            log Z = log l(c) + E log p(c | theta) + log int exp((h - J c)'y - y'Jy/2) dy.
+        """
+        r, R = clean_potentials(potentials, mask)
+        starts, moves = _weights(mask, r.dtype)
+        dynamics = MNIWStats(*(field.unsqueeze(0) for field in params[4:]))
+        natural = chain_natural(NIWStats(*params[:4]), dynamics, starts, moves)
+        h, J = natural.precision_mean, natural.diagonal
+        # The mean, if steps were independent. Any point will do, so it needs no gradient.
+        own = (R + J.diagonal(dim1=-2, dim2=-1)).detach()
+        center = torch.where(mask.unsqueeze(-1), (r + h).detach() / own, 0.0)
+        evidence_slope, product = r - R * center, natural.times(center)
+        chain = chain_moments(
+            evidence_slope + (h - product),
+            J + torch.diag_embed(R),
+            natural.lower,
+            mask=mask,
+            noise=noise,
+            method=method,
+        )
+        shift, variance = chain.mean, chain.covariance.diagonal(dim1=-2, dim2=-1)
+        evidence = evidence_slope * shift - 0.5 * R * (variance + shift.square())
+        log_prior = (h - 0.5 * product) * center
+        local_kl = (evidence - log_prior).sum((-2, -1)) - natural.constant - chain.log_normalizer
+        return ChainPosterior(
+            mean=center + shift,
+            covariance=chain.covariance,
+            lag_covariance=chain.lag_covariance,
+            draws=center + chain.draws,
+            local_kl=local_kl,
+            mask=mask,
+        )
+
+    def prior_kl(self) -> Tensor:
+        """``KL(q(theta) || p(theta))``, in nats."""
+        initial = _NIW.standard_kl(self.posterior.initial, self.prior.initial)
+        return initial + _MNIW.standard_kl(self.posterior.dynamics, self.prior.dynamics)
+
+    def natural_step(self, gradient: Sequence[Tensor], step_size: float) -> None:
+        """Step along ``gradient + eta_0 - eta``; size 1 is a coordinate update of [J]."""
+        initial, dynamics = (
+            tuple(g + p - q for g, p, q in zip(grad, prior, family.to_natural(post), strict=True))
+            for family, grad, prior, post in zip(
+                (_NIW, _MNIW),
+                (gradient[:4], gradient[4:]),
+                self._natural_prior,
+                self.posterior,
+                strict=True,
+            )
+        )
+        self.posterior = DynamicsPrior(
+            natural_step(_NIW, self.posterior.initial, NIWNatural(*initial), step_size),
+            natural_step(_MNIW, self.posterior.dynamics, MNIWNatural(*dynamics), step_size),
+        )
+
+    @torch.no_grad()
+    def total_stats(self, posterior: ChainPosterior) -> tuple[Tensor, ...]:
+        """What the sequences add to the natural parameters, in the order of `expected_params`."""
+        initial, dynamics = chain_stats(posterior, *_weights(posterior.mask, posterior.mean.dtype))
+        return (*initial, *(field.squeeze(0) for field in dynamics))
+
+    def coordinate_update(self, total_stats: Sequence[Tensor]) -> None:
+        """Posterior of theta given the statistics of all sequences, exactly."""
+        self.posterior = DynamicsPrior(
+            natural_step(_NIW, self.prior.initial, NIWNatural(*total_stats[:4]), 1.0),
+            natural_step(_MNIW, self.prior.dynamics, MNIWNatural(*total_stats[4:]), 1.0),
+        )
+
+    def point_parameters(self) -> DynamicsParameters:
+        """Point estimates of the parameters.
+
+        Returns
+        -------
+        DynamicsParameters
+            Posterior means of ``A``, ``b`` and ``mu_0``; of covariances ``S / nu``, the inverse of
+            the posterior mean of the precision.
+        """
+        initial, dynamics = self.posterior
+        return DynamicsParameters(
+            dynamics.mean[:, :-1],
+            dynamics.mean[:, -1],
+            dynamics.scale / dynamics.dof,
+            initial.mean,
+            initial.scale / initial.dof,
+        )
+
+    def point_stats(self) -> tuple[Tensor, ...]:
+        """Statistics of the point parameters, in the place of `expected_params`.
+
+        With them, `infer` gives the posterior under known dynamics, that of a Kalman smoother.
+
+        Returns
+        -------
+        tuple of Tensor
+            Without a gradient.
+        """
+        A, b, Q, mean, covariance = self.point_parameters()
+        parts: list[Tensor] = []
+        for X, Sigma in ((mean.unsqueeze(-1), covariance), (torch.cat([A, b[:, None]], -1), Q)):
+            factor = cholesky(Sigma, "covariance")
+            precision = torch.cholesky_inverse(factor)
+            parts += [precision, precision @ X, X.mT @ precision @ X, -log_det(factor)]
+        parts[1], parts[2] = parts[1].squeeze(-1), parts[2].squeeze()
+        return tuple(parts)
+
+    @property
+    def spectral_radius(self) -> float:
+        """Largest modulus of an eigenvalue of the expected ``A``.
+
+        From 1 on the dynamics are not stationary: forecasts grow without bound.
+        """
+        return self.point_parameters().spectral_radius
+
+    def predictive_moments(self, potentials: Potentials, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Moments of each step given the steps before it, under point parameters.
+
+        Parameters
+        ----------
+        potentials : Potentials
+            Evidence for each step, of shape (n_sequences, n_steps, latent_dim).
+        mask : Tensor of bool of shape (n_sequences, n_steps)
+            Which steps exist.
+
+        Returns
+        -------
+        mean : Tensor of shape (n_sequences, n_steps, latent_dim)
+            Of the predictions, without a gradient.
+        covariance : Tensor of shape (n_sequences, n_steps, latent_dim, latent_dim)
+            Of the predictions.
+
+        See Also
+        --------
+        sksvae.graphical.point_dynamics.predictive_moments : The filter.
+        """
+        return predictive_moments(self.point_parameters(), potentials, mask)
+
+    def forecast_moments(
+        self, mean: Tensor, covariance: Tensor, n_steps: int
+    ) -> tuple[Tensor, Tensor]:
+        """Moments of the steps that follow one of known moments, under point parameters.
+
+        Parameters
+        ----------
+        mean : Tensor of shape (n_sequences, latent_dim)
+            Posterior mean of the last step.
+        covariance : Tensor of shape (n_sequences, latent_dim, latent_dim)
+            Its posterior covariance.
+        n_steps : int
+            Number of steps to look ahead.
+
+        Returns
+        -------
+        mean : Tensor of shape (n_sequences, n_steps, latent_dim)
+            Of the forecasts, without a gradient.
+        covariance : Tensor of shape (n_sequences, n_steps, latent_dim, latent_dim)
+            Of the forecasts.
+
+        Raises
+        ------
+        OverflowError
+            If unstable dynamics leave the floating point range.
+        """
+        return forecast_moments(self.point_parameters(), mean, covariance, n_steps)
+
+    def continue_draws(self, start: Tensor, n_steps: int, generator: torch.Generator) -> Tensor:
+        """Draw the steps that follow given ones, under point parameters.
+
+        Parameters
+        ----------
+        start : Tensor of shape (..., latent_dim)
+            Last steps, such as draws from their posterior.
+        n_steps : int
+            Number of steps to draw.
+        generator : torch.Generator
+            Source of randomness.
+
+        Returns
+        -------
+        Tensor of shape (..., n_steps, latent_dim)
+            Draws.
+
+        Raises
+        ------
+        OverflowError
+            If unstable dynamics leave the floating point range.
+        """
+        return continue_draws(self.point_parameters(), start, n_steps, generator)
+
+    def sample(
+        self, n_steps: int, n_sequences: int, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Draw sequences from the dynamics with their point estimates; all states are zero."""
+        parameters = self.point_parameters()
+        mean = parameters.initial_mean
+        noise = standard_normal((n_sequences, self.latent_dim), mean, generator)
+        factor = cholesky(parameters.initial_covariance, "initial_covariance")
+        first = mean + noise @ factor.mT
+        rest = continue_draws(parameters, first, n_steps - 1, generator)
+        states = torch.zeros(n_sequences, n_steps, dtype=torch.long, device=mean.device)
+        return torch.cat([first.unsqueeze(1), rest], 1), states
+
+    def replace_dynamics(
+        self,
+        *,
+        transition_matrix: Tensor | None = None,
+        offset: Tensor | None = None,
+        noise_covariance: Tensor | None = None,
+    ) -> "LinearDynamicsModel":
+        """Copy of the model with edited point parameters, as certain of them as before.
+
+        Parameters
+        ----------
+        transition_matrix : Tensor of shape (latent_dim, latent_dim), optional
+            New ``A``.
+        offset : Tensor of shape (latent_dim,), optional
+            New ``b``.
+        noise_covariance : Tensor of shape (latent_dim, latent_dim), optional
+            New ``Q``.
+
+        Returns
+        -------
+        LinearDynamicsModel
+            Its point parameters are the given ones and otherwise those of this model; it keeps
+            the pseudo-counts ``V`` and ``nu`` and the prior.
+
+        Raises
+        ------
+        ValueError
+            If a shape does not fit, a value is not finite or the covariance is not symmetric.
+        torch.linalg.LinAlgError
+            If the noise covariance is not positive definite.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from sksvae.graphical import DynamicsPrior, LinearDynamicsModel
+        >>> model = LinearDynamicsModel(DynamicsPrior.isotropic(2))
+        >>> model.replace_dynamics(transition_matrix=0.5 * torch.eye(2)).spectral_radius
+        0.5
+        """
+        current, dynamics = self.point_parameters(), self.posterior.dynamics
+        given = {
+            "transition_matrix": transition_matrix,
+            "offset": offset,
+            "noise_covariance": noise_covariance,
+        }
+        edited = {
+            name: _fitting(value, getattr(current, name), name)
+            for name, value in given.items()
+            if value is not None
+        }
+        merged = current._replace(**edited)
+        scale = dynamics.scale
+        if noise_covariance is not None:
+            Q = merged.noise_covariance
+            if not torch.allclose(Q, Q.mT):
+                raise ValueError(f"noise_covariance must be symmetric, got {Q.tolist()}.")
+            cholesky(Q, "noise_covariance")
+            scale = dynamics.dof * Q
+        mean = torch.cat([merged.transition_matrix, merged.offset.unsqueeze(-1)], -1)
+        posterior = self.posterior._replace(dynamics=dynamics._replace(scale=scale, mean=mean))
+        return LinearDynamicsModel(self.prior, posterior)
+
+    def state(self) -> dict[str, Tensor]:
+        """Prior and posterior parameters by name."""
+        return {
+            f"{name}.{part}.{field}": value
+            for name, params in (("prior", self.prior), ("posterior", self.posterior))
+            for part, fields in params._asdict().items()
+            for field, value in fields._asdict().items()
+        }
+
+    @classmethod
+    def from_state(cls, state: dict[str, Tensor]) -> "LinearDynamicsModel":
+        """Rebuild from `state`."""
+
+        def read(name: str) -> DynamicsPrior:
+            return DynamicsPrior(
+                NIWParams(*(state[f"{name}.initial.{field}"] for field in NIWParams._fields)),
+                MNIWParams(*(state[f"{name}.dynamics.{field}"] for field in MNIWParams._fields)),
+            )
+
+        return cls(read("prior"), read("posterior"))
+
+
+def _weights(mask: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Roles of steps as numbers, for the only dynamics there are."""
+    starts, moves = chain_roles(mask)
+    return starts.to(dtype), moves.to(dtype).unsqueeze(-1)
+
+
+def _fitting(value: Tensor, current: Tensor, name: str) -> Tensor:
+    value = torch.as_tensor(value, dtype=current.dtype, device=current.device)
+    if value.shape != current.shape or not value.isfinite().all():
+        raise ValueError(
+            f"{name} must be finite and of shape {tuple(current.shape)}, got "
+            f"{value.tolist() if value.shape == current.shape else tuple(value.shape)}."
+        )
+    return value

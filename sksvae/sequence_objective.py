@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The evidence lower bound of a structured VAE over sequences.
+
+``log p(X) >= sum_t E_q[log p(x_t | z_t)] - sum_n KL_n - KL(q(theta) || p(theta))``, where ``KL_n``
+is the divergence of the latents of a whole sequence ([J] section 4, [P] section 3). Missing
+entries drop out of the first sum. Networks see steps stacked, one sequence after the other; the
+graphical model sees them padded to one length.
+"""
+
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sksvae.graphical import ChainPosterior, Potentials
+from sksvae.inference.block_tridiagonal import ChainMethod
+from sksvae.objective import ELBOTerms, StructuredVAE, control_variate
+
+
+class SequenceRows(NamedTuple):
+    """Steps of sequences, or of windows of them, in the two forms in which the model needs them.
+
+    Parameters
+    ----------
+    observed : Tensor of shape (n_rows, n_features)
+        What the likelihood sees, NaN where a value is missing.
+    encoded : Tensor of shape (n_rows, n_features)
+        What the encoder sees: standardised on the link scale, zero where a value is missing.
+    lengths : Tensor of int of shape (n_sequences,)
+        Steps of each sequence, in the order in which they are stacked.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sksvae.sequence_objective import SequenceRows
+    >>> steps = torch.arange(5.0).unsqueeze(1)
+    >>> rows = SequenceRows(steps, steps, torch.tensor([3, 2]))
+    >>> rows.mask
+    tensor([[ True,  True,  True],
+            [ True,  True, False]])
+    >>> rows.take(torch.tensor([1])).observed.squeeze(1)
+    tensor([3., 4.])
+    """
+
+    observed: Tensor
+    encoded: Tensor
+    lengths: Tensor
+
+    def __len__(self) -> int:
+        return self.observed.shape[0]
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        """Leading shape of the latents: number of sequences and the longest length."""
+        return (self.lengths.shape[0], int(self.lengths.max()))
+
+    @property
+    def mask(self) -> Tensor:
+        """Which steps of the padded sequences exist, of shape (n_sequences, n_steps)."""
+        steps = torch.arange(int(self.lengths.max()), device=self.lengths.device)
+        return steps < self.lengths.unsqueeze(-1)
+
+    def take(self, sequences: Tensor) -> "SequenceRows":
+        """Select sequences by index."""
+        lengths = self.lengths[sequences]
+        first = (self.lengths.cumsum(0) - self.lengths)[sequences]
+        before = lengths.cumsum(0) - lengths
+        shift = torch.repeat_interleave(first - before, lengths)
+        rows = shift + torch.arange(len(shift), device=shift.device)
+        return SequenceRows(self.observed[rows], self.encoded[rows], lengths)
+
+    def parts(self, n_rows: int) -> Iterator["SequenceRows"]:
+        """All sequences in order, at most so many steps with padding at a time, or one sequence."""
+        lengths = self.lengths.tolist()
+        first = longest = 0
+        for i, length in enumerate([*lengths, math.inf]):
+            longest = max(longest, length)
+            if i > first and longest * (i + 1 - first) > n_rows:
+                yield self.take(torch.arange(first, i, device=self.lengths.device))
+                first, longest = i, length
+
+
+class SequenceVAE(StructuredVAE):
+    """Networks and likelihood for steps, a graphical model for sequences, under one bound.
+
+    See `sksvae.objective.StructuredVAE` for the parameters; ``graphical`` is a `SequenceModel`.
+    """
+
+    def encode(self, rows: SequenceRows) -> Potentials:
+        """Potentials of each step, stacked.
+
+        They shrink with the share of the features that is missing, to nothing for a step without
+        an observation.
+        """
+        share = 1.0 - rows.observed.isnan().to(rows.encoded.dtype).mean(-1, keepdim=True)
+        return Potentials(*(share * field for field in self.encoder(rows.encoded)))
+
+    def infer(
+        self,
+        rows: SequenceRows,
+        params: tuple[Tensor, ...] | None = None,
+        noise: Tensor | None = None,
+        method: ChainMethod = "auto",
+    ) -> ChainPosterior:
+        """Posterior of the latents of each sequence, padded."""
+        if params is None:
+            params = self.graphical.expected_params()
+        mask = rows.mask
+        potentials = padded(self.encode(rows), mask)
+        return self.graphical.infer(potentials, params, mask, noise, method)
+
+    def elbo(self, rows: SequenceRows, params: tuple[Tensor, ...], noise: Tensor) -> ELBOTerms:
+        """Bound on sequences, the prior KL left out.
+
+        Parameters
+        ----------
+        rows : SequenceRows
+            Data.
+        params : tuple of Tensor
+            Expected parameters of the graphical model.
+        noise : Tensor of shape (n_draws, n_sequences, n_steps, latent_dim)
+            Standard normal numbers.
+
+        Returns
+        -------
+        ELBOTerms
+            Reconstruction per step, local KL per sequence; differentiable in the networks and in
+            ``params``.
+        """
+        mask = rows.mask
+        potentials = self.encode(rows)
+        posterior = self.graphical.infer(padded(potentials, mask), params, mask, noise)
+        draws = posterior.draws[:, mask]
+        reconstruction = self.log_likelihood(rows, draws)
+        mean, variance = posterior.mean[mask], posterior.covariance[mask]
+        variance = variance.diagonal(dim1=-2, dim2=-1)
+        reconstruction = reconstruction - control_variate(potentials, mean, variance, draws)
+        return ELBOTerms(reconstruction.mean(0), posterior)
+
+
+def padded(potentials: Potentials, mask: Tensor) -> Potentials:
+    """Potentials of stacked steps as those of sequences, zero after their ends.
+
+    Parameters
+    ----------
+    potentials : Potentials
+        Of shape (n_rows, latent_dim).
+    mask : Tensor of bool of shape (n_sequences, n_steps)
+        Which steps exist, as many as there are rows.
+
+    Returns
+    -------
+    Potentials
+        Of shape (n_sequences, n_steps, latent_dim).
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sksvae.graphical import Potentials
+    >>> from sksvae.sequence_objective import padded
+    >>> steps = torch.tensor([[1.0], [2.0], [3.0]])
+    >>> padded(Potentials(steps, steps), torch.tensor([[True, True], [True, False]])).precision
+    tensor([[[1.],
+             [2.]],
+    <BLANKLINE>
+            [[3.],
+             [0.]]])
+    """
+    return Potentials(
+        *(
+            field.new_zeros(*mask.shape, field.shape[-1]).index_put((mask,), field)
+            for field in potentials
+        )
+    )
