@@ -44,7 +44,8 @@ def _depth(X: Any) -> int:
     """Number of dimensions, judged by first entries."""
     if isinstance(X, list | tuple):
         return 1 + _depth(X[0]) if len(X) else 1
-    return np.ndim(X)
+    # Not np.ndim, which what only turns into an array may refuse.
+    return X.ndim if hasattr(X, "ndim") else np.asarray(X).ndim
 
 
 def _is_list_of_sequences(X: list | tuple) -> bool:
