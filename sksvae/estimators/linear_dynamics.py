@@ -31,7 +31,7 @@ _LATENT_DIM = 10  # of latent_dim=None
 _VB_ITER = 20  # rounds of variational Bayes in the initialisation
 _VB_TOL = 1e-3  # nats per step
 _REFIT_ITER = 200
-_REFIT_TOL = 1e-4
+_REFIT_TOL = 2e-3
 
 
 class SVAELinearDynamics(SequencePredictions):
@@ -355,7 +355,8 @@ class SVAELinearDynamics(SequencePredictions):
         Returns
         -------
         self : SVAELinearDynamics
-            With new dynamics, the posterior of ``X`` alone. What `fit` said about its own training
+            With new dynamics, fitted from where they stood to the posterior of ``X`` alone, in
+            windows of ``sequence_length`` as in `fit`. What `fit` said about its own training
             (``lower_bound_``, ``history_``) stays.
 
         References
@@ -365,7 +366,8 @@ class SVAELinearDynamics(SequencePredictions):
         sequences = self._checked_sequences(X, groups)
         model = self._rebuild()
         scaling, likelihood = Scaling(self.location_, self.scale_), self._fitted_likelihood()
-        rows = self._stacked(sequences.values, sequences.lengths, scaling, likelihood)
+        lengths = sequences.windows(self.sequence_length).length
+        rows = self._stacked(sequences.values, lengths, scaling, likelihood)
         fit_dynamics(model, rows, max_iter=_REFIT_ITER, tol=_REFIT_TOL, chunk=CHUNK_STEPS)
         return self._with_graphical(model)
 

@@ -19,7 +19,7 @@ from sksvae.objective import control_variate
 from sksvae.sequence_objective import SequenceRows, SequenceVAE, padded
 from sksvae.sequences import Sequences, read_sequences
 
-_N_POINTS = 32  # quasi-random points that expectations under a latent Gaussian are taken by
+_N_POINTS = 32  # least quasi-random points that expectations under a latent Gaussian are taken by
 _AT_ONCE = 2048  # rows that are decoded at all points at a time
 
 
@@ -292,8 +292,17 @@ class SequencePredictions(SequenceSVAE):
         return self._rebuild(), collected[..., 0], collected[..., 1 : dim + 1]
 
     def _points(self) -> Tensor:
-        like = np.empty(self.latent_dim_, self.location_.dtype)
-        return normal_points(_N_POINTS, like).unsqueeze(1).to(self.device)
+        """Quasi-random points whose mean and covariance are exactly zero and the identity.
+
+        What they say of a linear decoder is then exact.
+        """
+        dim = self.latent_dim_
+        points = normal_points(max(_N_POINTS, 2 * dim), np.empty(dim))
+        points = points - points.mean(0)
+        factor = torch.linalg.cholesky(points.mT @ points / len(points))
+        points = torch.linalg.solve_triangular(factor, points.mT, upper=False).mT
+        like = torch.as_tensor(self.location_)
+        return points.unsqueeze(1).to(self.device, like.dtype)
 
     def _decoded(
         self, model: SequenceVAE, mean: Tensor, covariance: Tensor

@@ -7,10 +7,10 @@ from torch import Tensor
 
 from sksvae.estimators.scaling import Scaling
 from sksvae.expfam import MNIWParams, NIWParams
-from sksvae.graphical import ChainPosterior, DynamicsPrior, LinearDynamicsModel
+from sksvae.graphical import ChainPosterior, DynamicsPrior, LinearDynamicsModel, Potentials
 from sksvae.inference import FixedPointSettings
 from sksvae.likelihoods.base import Likelihood
-from sksvae.sequence_objective import SequenceRows, SequenceVAE
+from sksvae.sequence_objective import SequenceRows, SequenceVAE, padded
 from sksvae.state_space import StateSpace
 
 # Least precision of a potential at the start: directions of which one step says nothing keep a
@@ -148,16 +148,17 @@ def fit_dynamics(
     graphical = model.graphical
     bound = -np.inf
     with torch.no_grad():
+        parts = [(padded(model.encode(part), part.mask), part.mask) for part in rows.parts(chunk)]
         for _ in range(max_iter):
             params = graphical.expected_params()
             evidence, total = 0.0, None
-            for part in rows.parts(chunk):
-                posterior = model.infer(part, params)
-                evidence += float(_evidence(model, part, posterior))
+            for potentials, mask in parts:
+                posterior = graphical.infer(potentials, params, mask)
+                evidence += float(_evidence(potentials, posterior))
                 stats = graphical.total_stats(posterior)
-                total = (
-                    stats if total is None else [a + b for a, b in zip(total, stats, strict=True)]
-                )
+                if total is not None:
+                    stats = [old + new for old, new in zip(total, stats, strict=True)]
+                total = stats
             previous, bound = bound, (evidence - float(graphical.prior_kl())) / len(rows)
             graphical.coordinate_update(total)
             if bound - previous < tol:
@@ -165,11 +166,10 @@ def fit_dynamics(
     return bound
 
 
-def _evidence(model: SequenceVAE, rows: SequenceRows, posterior: ChainPosterior) -> Tensor:
+def _evidence(potentials: Potentials, posterior: ChainPosterior) -> Tensor:
     """``E_q[log l(z)] - KL``, about the mean of the potentials, where their size cancels."""
-    r, R = model.encode(rows)
-    known = R > 0
-    center = torch.where(known, r / torch.where(known, R, 1.0), 0.0)
-    variance = posterior.covariance.diagonal(dim1=-2, dim2=-1)[posterior.mask]
-    square = (posterior.mean[posterior.mask] - center).square() + variance
+    r, R = potentials
+    center = torch.where(R > 0, r / R, 0.0)
+    variance = posterior.covariance.diagonal(dim1=-2, dim2=-1)
+    square = (posterior.mean - center).square() + variance
     return -0.5 * (R * square).sum() - posterior.local_kl.sum()

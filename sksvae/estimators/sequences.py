@@ -14,6 +14,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from sksvae.estimators.base import BaseSVAE
+from sksvae.estimators.containers import frames_of_tables_only
 from sksvae.estimators.scaling import Scaling
 from sksvae.estimators.validation import unchanged_on_error
 from sksvae.likelihoods.base import Likelihood
@@ -23,6 +24,7 @@ from sksvae.sequences import Sequences, Windows, read_sequences, split_sequences
 CHUNK_STEPS = 16_384  # steps, with padding, that are in memory at a time outside training
 
 
+@frames_of_tables_only
 class SequenceSVAE(BaseSVAE, metaclass=ABCMeta):
     """Base class of the structured VAEs over sequences."""
 
