@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """What a fitted model says about sequences: predictions, scores, forecasts, missing values."""
 
+import warnings
 from collections.abc import Iterator
 from numbers import Integral
 
@@ -20,6 +21,7 @@ from sksvae.sequence_objective import SequenceRows, SequenceVAE, padded
 from sksvae.sequences import Sequences, read_sequences
 
 _N_POINTS = 32  # least quasi-random points that expectations under a latent Gaussian are taken by
+_MAX_GROWTH = 10.0  # of deviations over a forecast, before it is warned of
 _AT_ONCE = 2048  # rows that are decoded at all points at a time
 
 
@@ -157,9 +159,15 @@ class SequencePredictions(SequenceSVAE):
             is None.
         draws : ndarray of shape (n_draws, n_sequences, n_steps, n_features)
             Draws of the futures, likewise. Returned if ``n_draws`` is given.
+
+        Warns
+        -----
+        RuntimeWarning
+            If the dynamics are so unstable that deviations grow tenfold over the forecast.
         """
         self._check_count(n_steps, "n_steps")
         sequences = self._checked_sequences(X, groups)
+        self._warn_of_growth(n_steps)
         squeeze = sequences.form == "table" and sequences.n_sequences == 1
         model, mean, covariance = self._last_moments(sequences)
         if n_draws is None:
@@ -259,6 +267,18 @@ class SequencePredictions(SequenceSVAE):
         return (X[0], Z[0]) if n_sequences == 1 else (X, Z)
 
     # ---- pieces ----
+
+    def _warn_of_growth(self, n_steps: int) -> None:
+        growth = self.spectral_radius_ ** float(n_steps)
+        if growth > _MAX_GROWTH:
+            warnings.warn(
+                f"The dynamics are unstable: transition_matrix_ has spectral radius "
+                f"{self.spectral_radius_:.4g}, so that deviations grow up to {growth:.3g} times in "
+                f"n_steps={n_steps}. Forecast fewer steps, or set a stable transition_matrix with "
+                "replace_dynamics.",
+                RuntimeWarning,
+                stacklevel=3,
+            )
 
     @staticmethod
     def _check_count(value, name: str) -> None:

@@ -33,11 +33,12 @@ from sksvae.graphical.point_dynamics import (
     forecast_moments,
     predictive_moments,
 )
-from sksvae.inference import chain_moments
+from sksvae.inference import chain_moments, long_chain_moments
 from sksvae.inference.block_tridiagonal import ChainMethod
 
 _NIW = NIW()
 _MNIW = MNIW()
+_LONG = 20_000  # steps that are worked on at a time where no gradient is needed
 
 
 class LinearDynamicsModel(SequenceModel):
@@ -109,14 +110,13 @@ class LinearDynamicsModel(SequenceModel):
         own = (R + J.diagonal(dim1=-2, dim2=-1)).detach()
         center = torch.where(mask.unsqueeze(-1), (r + h).detach() / own, 0.0)
         evidence_slope, product = r - R * center, natural.times(center)
-        chain = chain_moments(
-            evidence_slope + (h - product),
-            J + torch.diag_embed(R),
-            natural.lower,
-            mask=mask,
-            noise=noise,
-            method=method,
-        )
+        slope = evidence_slope + (h - product)
+        if noise is None and mask.shape[1] > _LONG and not torch.is_grad_enabled() and mask.all():
+            J.diagonal(dim1=-2, dim2=-1).add_(R)  # in place: a copy would be the largest of all
+            chain = long_chain_moments(slope, J, natural.lower, _LONG)
+        else:
+            J = J + torch.diag_embed(R)
+            chain = chain_moments(slope, J, natural.lower, mask=mask, noise=noise, method=method)
         shift, variance = chain.mean, chain.covariance.diagonal(dim1=-2, dim2=-1)
         evidence = evidence_slope * shift - 0.5 * R * (variance + shift.square())
         log_prior = (h - 0.5 * product) * center

@@ -3,6 +3,7 @@
 
 from sksvae.inference.block_tridiagonal import ChainMoments, chain_moments
 from sksvae.inference.gaussian import GaussianMoments, draw_gaussian, gaussian_moments
+from sksvae.inference.long_chains import long_chain_moments
 from sksvae.inference.mean_field import (
     FixedPoint,
     FixedPointSettings,
@@ -20,6 +21,7 @@ __all__ = [
     "chain_moments",
     "draw_gaussian",
     "gaussian_moments",
+    "long_chain_moments",
     "solve_adjoint",
     "solve_fixed_point",
 ]
