@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Structured VAE with linear dynamics over its latents."""
 
+import math
 from collections.abc import Callable
 from numbers import Real
 
@@ -28,6 +29,10 @@ from sksvae.state_space import fit_state_space
 from sksvae.training import EpochRecord
 
 _LATENT_DIM = 10  # of latent_dim=None
+# Pseudo-counts behind [A b] and scales of Q, in units of the latents, that compete where the user
+# names none: from little memory to oscillations that hardly fade, whose damping a count of one
+# would multiply.
+_PRIORS = ((1.0, 0.1), (0.1, 0.1), (0.01, 0.01))
 _VB_ITER = 20  # rounds of variational Bayes in the initialisation
 _VB_TOL = 1e-3  # nats per step
 _REFIT_ITER = 200
@@ -67,10 +72,11 @@ class SVAELinearDynamics(SequencePredictions):
         Most steps of a window in training; longer sequences are cut. After training, sequences
         are never cut.
     transition_precision_prior : float or None, default=None
-        Pseudo-count of steps behind the prior mean of ``[A b]``, which is zero; ``None`` means 1.
+        Pseudo-count of steps behind the prior mean of ``[A b]``, which is zero; ``None``: of 1, 0.1
+        and 0.01 the one with the best bound before the networks are trained.
     noise_covariance_prior : array-like of shape (latent_dim, latent_dim) or None, default=None
-        Scale matrix of the inverse Wishart over ``Q``; ``None``: a tenth of the identity, for
-        latents of about unit variance.
+        Scale matrix of the inverse Wishart over ``Q``; ``None``: 0.1, or 0.01 with the last of
+        these counts, times the identity, for latents of about unit variance.
     degrees_of_freedom_prior : float or None, default=None
         Degrees of freedom of both inverse Wisharts, above ``latent_dim - 1``; ``None`` means
         ``latent_dim + 2``.
@@ -302,24 +308,34 @@ class SVAELinearDynamics(SequencePredictions):
         )
 
     def _initial_graphical(self, latent_dim: int, like: Tensor) -> LinearDynamicsModel:
+        return LinearDynamicsModel(self._priors(latent_dim, like)[0])
+
+    def _priors(self, latent_dim: int, like: Tensor) -> list[DynamicsPrior]:
+        """Priors that compete, one for each choice of what the user left open."""
         dof, precision = self.degrees_of_freedom_prior, self.transition_precision_prior
-        prior = DynamicsPrior.isotropic(
-            latent_dim,
-            persistence=0.0,
-            transition_precision=1.0 if precision is None else float(precision),
-            noise_scale=0.1,
-            noise_dof=dof,
-            initial_dof=dof,
-            dtype=like.dtype,
-            device=like.device,
-        )
-        if self.noise_covariance_prior is not None:
-            scale = checked_covariance(
-                self.noise_covariance_prior, latent_dim, "noise_covariance_prior"
+        scale, fixed = self.noise_covariance_prior, {}
+        if scale is not None:
+            scale = checked_covariance(scale, latent_dim, "noise_covariance_prior")
+            fixed["scale"] = torch.as_tensor(scale, dtype=like.dtype, device=like.device)
+        if precision is not None:
+            eye = torch.eye(latent_dim + 1, dtype=like.dtype, device=like.device)
+            fixed["mean_precision"] = float(precision) * eye
+        priors = [
+            DynamicsPrior.isotropic(
+                latent_dim,
+                persistence=0.0,
+                transition_precision=precision,
+                noise_scale=noise_scale,
+                noise_dof=dof,
+                initial_dof=dof,
+                dtype=like.dtype,
+                device=like.device,
             )
-            scale = torch.as_tensor(scale, dtype=like.dtype, device=like.device)
-            prior = prior._replace(dynamics=prior.dynamics._replace(scale=scale))
-        return LinearDynamicsModel(prior)
+            for precision, noise_scale in _PRIORS
+        ]
+        if len(fixed) == 2:
+            priors = priors[:1]
+        return [prior._replace(dynamics=prior.dynamics._replace(**fixed)) for prior in priors]
 
     def _initialize(
         self,
@@ -329,7 +345,14 @@ class SVAELinearDynamics(SequencePredictions):
         random_state: np.random.RandomState,
         on_epoch_end: Callable[[int, EpochRecord], bool],
     ) -> None:
-        fit_dynamics(model, rows, max_iter=_VB_ITER, tol=_VB_TOL, chunk=CHUNK_STEPS)
+        """Variational Bayes for the dynamics under each prior, the best bound kept."""
+        start, best, best_bound = model.graphical.posterior, None, -math.inf
+        for prior in self._priors(self._checked_latent_dim(0), rows.encoded):
+            model.graphical = LinearDynamicsModel(prior, start)
+            bound = fit_dynamics(model, rows, max_iter=_VB_ITER, tol=_VB_TOL, chunk=CHUNK_STEPS)
+            if best is None or bound > best_bound:
+                best, best_bound = model.graphical, bound
+        model.graphical = best
 
     def _graphical_attributes(self, graphical: LinearDynamicsModel) -> dict[str, np.ndarray]:
         fields = graphical.point_parameters()._asdict()
@@ -364,6 +387,7 @@ class SVAELinearDynamics(SequencePredictions):
         van den Heuvel, master thesis on the SVAE, section 6.2.4.
         """
         sequences = self._checked_sequences(X, groups)
+        self._check_observed(sequences)
         model = self._rebuild()
         scaling, likelihood = Scaling(self.location_, self.scale_), self._fitted_likelihood()
         lengths = sequences.windows(self.sequence_length).length
