@@ -339,8 +339,9 @@ _RECONSTRUCTION_ADVICE = (
     "(likelihood='student_t' tolerates them)"
 )
 _KL_ADVICE = (
-    "lower learning_rate_init, or raise covariance_prior or degrees_of_freedom_prior so that no "
-    "component can shrink to a point"
+    "lower learning_rate_init, or raise degrees_of_freedom_prior or the prior covariance "
+    "(covariance_prior of components, noise_covariance_prior of dynamics) so that no covariance "
+    "can shrink to nothing"
 )
 
 

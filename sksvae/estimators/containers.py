@@ -10,7 +10,7 @@ from sklearn.utils._set_output import _wrap_data_with_container
 ClassT = TypeVar("ClassT", bound=type)
 
 
-def frames_of_tables_only(cls: ClassT) -> ClassT:
+def frames_of_tables_only(transformer: ClassT) -> ClassT:
     """Class decorator of a transformer of sequences: `set_output` applies to tables.
 
     A 3-D array or a list comes back as it is, whatever container is asked for: no frame could hold
@@ -18,7 +18,7 @@ def frames_of_tables_only(cls: ClassT) -> ClassT:
 
     Parameters
     ----------
-    cls : type
+    transformer : type
         Class that defines ``transform`` and ``fit_transform``.
 
     Returns
@@ -48,8 +48,8 @@ def frames_of_tables_only(cls: ClassT) -> ClassT:
     'ndarray'
     """
     for name in ("transform", "fit_transform"):
-        setattr(cls, name, _framed(vars(cls)[name].__wrapped__))
-    return cls
+        setattr(transformer, name, _framed(vars(transformer)[name].__wrapped__))
+    return transformer
 
 
 def _framed(method: Callable) -> Callable:

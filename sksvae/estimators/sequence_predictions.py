@@ -7,13 +7,14 @@ from numbers import Integral
 
 import numpy as np
 import torch
-from sklearn.utils import check_array, check_random_state
+from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from sksvae.estimators.fitted import SEED_BOUND, normal_points
 from sksvae.estimators.scaling import Scaling
 from sksvae.estimators.sequences import SequenceSVAE
+from sksvae.estimators.validation import checked_numbers
 from sksvae.graphical import Potentials
 from sksvae.inference import draw_gaussian
 from sksvae.objective import control_variate
@@ -104,14 +105,9 @@ class SequencePredictions(SequenceSVAE):
         scores = self._scores(sequences).astype(np.float64)
         weights = (~np.isnan(sequences.values).all(1)).astype(np.float64)
         if sample_weight is not None:
-            given = check_array(
-                sample_weight, ensure_2d=False, dtype=np.float64, input_name="sample_weight"
-            )
-            if given.shape != (sequences.n_rows,):
-                raise ValueError(
-                    f"sample_weight must have shape ({sequences.n_rows},), one weight per row of "
-                    f"X, got {given.shape}."
-                )
+            given = checked_numbers(sample_weight, (sequences.n_rows,), "sample_weight")
+            if given.min() < 0:
+                raise ValueError(f"sample_weight must not be negative, got {given.min():.6g}.")
             weights *= given if sequences.order is None else given[sequences.order]
         if not weights.any():
             raise ValueError("X has no observed row of positive weight to be scored.")
@@ -176,9 +172,9 @@ class SequencePredictions(SequenceSVAE):
                 decoded = self._decoded(model, mean.flatten(0, 1), covariance.flatten(0, 1))
             shape = (sequences.n_sequences, n_steps, -1)
             expected, variance = (part.cpu().numpy().reshape(shape) for part in decoded)
-            if model.likelihood.standardizes:
-                variance = variance * self.scale_**2
             expected, std = self._in_units(expected), np.sqrt(variance)
+            if model.likelihood.standardizes:
+                std = std * self.scale_
             return (expected[0], std[0]) if squeeze else (expected, std)
         self._check_count(n_draws, "n_draws")
         generator = self._generator()
@@ -269,7 +265,8 @@ class SequencePredictions(SequenceSVAE):
     # ---- pieces ----
 
     def _warn_of_growth(self, n_steps: int) -> None:
-        growth = self.spectral_radius_ ** float(n_steps)
+        with np.errstate(over="ignore"):
+            growth = np.power(self.spectral_radius_, float(n_steps))
         if growth > _MAX_GROWTH:
             warnings.warn(
                 f"The dynamics are unstable: transition_matrix_ has spectral radius "
@@ -321,8 +318,8 @@ class SequencePredictions(SequenceSVAE):
         points = points - points.mean(0)
         factor = torch.linalg.cholesky(points.mT @ points / len(points))
         points = torch.linalg.solve_triangular(factor, points.mT, upper=False).mT
-        like = torch.as_tensor(self.location_)
-        return points.unsqueeze(1).to(self.device, like.dtype)
+        points = torch.from_numpy(points.numpy().astype(self.location_.dtype))
+        return points.unsqueeze(1).to(self.device)
 
     def _decoded(
         self, model: SequenceVAE, mean: Tensor, covariance: Tensor

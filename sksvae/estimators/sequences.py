@@ -73,8 +73,10 @@ class SequenceSVAE(BaseSVAE, metaclass=ABCMeta):
             to change; what an earlier fit left stays as it was.
         """
         data, likelihood = self._check_training_data(X, groups, reset=not self._continues())
-        self._fit(data, likelihood, {"estimator": self, "X": X, "y": y})
+        # Callbacks get estimators that can read X, and with its groups.
         self.rows_ = data.rows
+        metadata = None if groups is None else {"groups": groups}
+        self._fit(data, likelihood, {"estimator": self, "X": X, "y": y, "metadata": metadata})
         return self
 
     @_fit_context(prefer_skip_nested_validation=True)
@@ -136,10 +138,13 @@ class SequenceSVAE(BaseSVAE, metaclass=ABCMeta):
         rows = self.rows if reset else self.rows_
         sequences = self._read(X, groups, rows, reset, ensure_min_samples=2 if reset else 1)
         likelihood.validate(sequences.values)
-        missing = np.isnan(sequences.values).all()
-        if missing:
-            raise ValueError("X has no observed value: every entry is NaN.")
+        self._check_observed(sequences)
         return sequences, likelihood
+
+    @staticmethod
+    def _check_observed(sequences: Sequences) -> None:
+        if np.isnan(sequences.values).all():
+            raise ValueError("X has no observed value: every entry is NaN.")
 
     def _read(self, X, groups, rows: str, reset: bool, **options) -> Sequences:
         """Sequences of any form, checked."""

@@ -2,6 +2,13 @@
 """Inference in conjugate graphical models: pure functions on tensors."""
 
 from sksvae.inference.block_tridiagonal import ChainMoments, chain_moments
+from sksvae.inference.forward_backward import (
+    MarkovMoments,
+    draw_paths,
+    markov_fisher,
+    markov_moments,
+    most_probable_path,
+)
 from sksvae.inference.gaussian import GaussianMoments, draw_gaussian, gaussian_moments
 from sksvae.inference.long_chains import long_chain_moments
 from sksvae.inference.mean_field import (
@@ -17,11 +24,16 @@ __all__ = [
     "FixedPoint",
     "FixedPointSettings",
     "GaussianMoments",
+    "MarkovMoments",
     "attach_implicit_gradient",
     "chain_moments",
     "draw_gaussian",
+    "draw_paths",
     "gaussian_moments",
     "long_chain_moments",
+    "markov_fisher",
+    "markov_moments",
+    "most_probable_path",
     "solve_adjoint",
     "solve_fixed_point",
 ]

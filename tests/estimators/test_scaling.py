@@ -80,7 +80,7 @@ def test_constants_that_dwarf_the_other_columns_leave_no_trace(value):
     X[::2, 3] = np.nextafter(value, np.inf)
     scaling, encoded = encode(X)
     assert np.abs(encoded[:, 3]).max() <= 1.5
-    assert np.isfinite(scaling.log_jacobian(GAUSSIAN))
+    assert np.isfinite(scaling.log_jacobian(X, GAUSSIAN)).all()
 
 
 @pytest.mark.parametrize("value", [0.1, 1e5, 1e30])
@@ -143,7 +143,7 @@ def test_squares_and_sums_neither_overflow_nor_underflow(dtype, unit):
     _, want = encode(X)
     scaling, encoded = encode((X * unit).astype(dtype))
     np.testing.assert_allclose(encoded, want, atol=1e-4)
-    assert scaling.log_jacobian(GAUSSIAN) == pytest.approx(
+    assert scaling.log_jacobian(X, GAUSSIAN)[0] == pytest.approx(
         -3 * np.log(unit) - np.log(X.std(0)).sum(), abs=1e-4
     )
 
@@ -153,6 +153,83 @@ def test_a_mean_close_to_the_largest_number_does_not_overflow():
     scaling, encoded = encode(X)
     assert scaling.location[0] == pytest.approx(1.7e308 * 0.95)
     np.testing.assert_allclose(encoded.std(0), 1.0)
+
+
+# Missing values ----------------------------------------------------------------------------------
+
+
+def gappy(share=0.3, **kwargs):
+    X = table(**kwargs)
+    X[np.random.default_rng(1).random(X.shape) < share] = np.nan
+    return X
+
+
+@each_dtype
+@pytest.mark.parametrize("standardize", [True, False])
+def test_missing_values_count_for_nothing(dtype, standardize):
+    X = (gappy() * [1.0, 3.0, 0.2] + [1.0, -2.0, 0.0]).astype(dtype)
+    scaling, encoded = encode(X, standardize)
+    tolerance = 1e-5 if dtype == np.float32 else 1e-12
+    wide = X.astype(float)
+    np.testing.assert_allclose(scaling.location, np.nanmean(wide, 0), rtol=tolerance)
+    spread = np.nanstd(wide, 0)
+    want = spread if standardize else np.full(3, np.sqrt(np.mean(spread**2)))
+    np.testing.assert_allclose(scaling.scale, want, rtol=tolerance)
+    np.testing.assert_array_equal(np.isnan(encoded), np.isnan(X))
+    assert {scaling.location.dtype, scaling.scale.dtype, encoded.dtype} == {np.dtype(dtype)}
+
+
+def test_a_table_without_gaps_is_measured_to_the_bit_as_before():
+    """One unobserved row is no reason for others to be encoded differently."""
+    X = table()
+    with_row = np.concatenate([X, np.full((1, 3), np.nan)])
+    for part, other in zip(encode(X)[0], encode(with_row)[0], strict=True):
+        np.testing.assert_allclose(part, other, rtol=1e-14, atol=1e-16)
+
+
+@pytest.mark.parametrize("standardize", [True, False])
+def test_columns_without_a_value_are_like_constant_ones(standardize):
+    X = table(n_features=4) * [2.0, 1.0, 1.0, 4.0]
+    X[:, 1], X[1:, 2] = np.nan, np.nan
+    scaling, encoded = encode(X, standardize)
+    common = np.sqrt(X[:, [0, 3]].var(0).mean())
+    np.testing.assert_allclose(scaling.scale[1:3], common)
+    assert scaling.location[1] == 0
+    assert scaling.location[2] == X[0, 2]
+    assert encoded[0, 2] == 0
+    nothing = Scaling.of(np.full((5, 2), np.nan), standardize)
+    np.testing.assert_array_equal(nothing.location, 0.0)
+    np.testing.assert_array_equal(nothing.scale, 1.0)
+
+
+@pytest.mark.parametrize("unit", [1e307, 1e-300])
+def test_gaps_on_extreme_scales(unit):
+    X = gappy()
+    _, want = encode(X)
+    _, encoded = encode(X * unit)
+    np.testing.assert_allclose(encoded, want, atol=1e-4)
+
+
+def test_jacobian_is_that_of_what_is_observed():
+    X = gappy() * [1e-3, 1.0, 50.0]
+    X[7] = np.nan
+    scaling, encoded = encode(X)
+    here = np.nansum(stats.norm(scaling.location, 0.7 * scaling.scale).logpdf(X), 1)
+    there = np.nansum(stats.norm(0.0, 0.7).logpdf(encoded), 1)
+    jacobian = scaling.log_jacobian(X, GAUSSIAN)
+    assert jacobian.shape == (len(X),)
+    np.testing.assert_allclose(here, there + jacobian, rtol=1e-9, atol=1e-9)
+    assert jacobian[7] == 0
+
+
+@pytest.mark.parametrize("name", ["poisson", "gamma"])
+def test_gaps_reach_likelihoods_as_they_are(name):
+    likelihood = get_likelihood(name)
+    X = np.random.default_rng(0).poisson(3.0, (40, 3)) + 1.0
+    X[3, 1] = np.nan
+    rows = Scaling.of(likelihood.working_features(X), True).rows(X, likelihood, "cpu")
+    np.testing.assert_array_equal(rows.observed.numpy(), X)
+    np.testing.assert_array_equal(np.isnan(rows.encoded.numpy()), np.isnan(X))
 
 
 # There and back ----------------------------------------------------------------------------------
@@ -180,14 +257,17 @@ def test_jacobian_turns_the_density_of_encoded_rows_into_that_of_rows(standardiz
     scaling, encoded = encode(X, standardize)
     here = stats.norm(scaling.location, 0.7 * scaling.scale).logpdf(X).sum(1)
     there = stats.norm(0.0, 0.7).logpdf(encoded).sum(1)
-    np.testing.assert_allclose(here, there + scaling.log_jacobian(GAUSSIAN), rtol=1e-9)
+    np.testing.assert_allclose(here, there + scaling.log_jacobian(X, GAUSSIAN), rtol=1e-9)
 
 
 def test_jacobian_of_many_float32_features_is_summed_in_double():
     scale = np.full(20_000, 1e-3, dtype=np.float32)
     scaling = Scaling(np.zeros_like(scale), scale)
     want = -20_000 * np.log(float(np.float32(1e-3)))
-    assert scaling.log_jacobian(GAUSSIAN) == pytest.approx(want, rel=1e-12)
+    X = np.zeros((2, 20_000), dtype=np.float32)
+    assert scaling.log_jacobian(X, GAUSSIAN) == pytest.approx(np.full(2, want), rel=1e-12)
+    X[1, ::2] = np.nan
+    assert scaling.log_jacobian(X, GAUSSIAN)[1] == pytest.approx(want / 2, rel=1e-12)
 
 
 # Likelihoods that speak the units of X -----------------------------------------------------------
@@ -212,7 +292,7 @@ def test_other_likelihoods_see_x_itself_and_the_encoder_its_link(name, dtype):
     tolerance = 1e-5 if dtype == np.float32 else 1e-12
     want = (working - working.mean(0)) / working.std(0)
     np.testing.assert_allclose(rows.encoded.numpy(), want, atol=tolerance)
-    assert scaling.log_jacobian(likelihood) == 0.0
+    np.testing.assert_array_equal(scaling.log_jacobian(X, likelihood), np.zeros(40))
     assert scaling.restore(X, likelihood) is X
 
 

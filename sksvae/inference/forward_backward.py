@@ -1,0 +1,491 @@
+# SPDX-License-Identifier: BSD-3-Clause
+r"""Exact inference in discrete Markov chains: marginals, Fisher matrix, best path, draws.
+
+A chain of states ``k = (k_1, ..., k_T)`` has the unnormalised log probability ::
+
+    log p(k) = initial[k_1] + sum_t transition[k_t, k_{t+1}] + sum_t likelihood[t, k_t] - log Z.
+
+The rows of the transition matrix need not sum to one: expectations of log probabilities, as in
+variational inference [1]_, stand for less. Entries of minus infinity forbid what they belong to.
+
+Gradients are exact and written out. That of ``log Z`` is the marginals, at no cost; that of the
+marginals is a product with the Fisher matrix, one more forward and backward sweep through the
+stored messages (see `sksvae.inference.markov_messages`): memory linear in ``T K``, no graph per
+step.
+
+References
+----------
+.. [1] Bendekgey, Hope and Sudderth, "Unbiased learning of deep generative models with structured
+   discrete representations", NeurIPS 2023, appendix D.1. Its "alpha_t(k) + log beta_t(k)" is to
+   be read with the logarithm of both.
+.. [2] Rabiner, "A tutorial on hidden Markov models and selected applications in speech
+   recognition", Proceedings of the IEEE 77(2), 1989: forward-backward with scaling, equations
+   (91)-(97), and the Viterbi algorithm, (104)-(105).
+"""
+
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from sksvae.inference.markov_messages import (
+    LogMessages,
+    PairWeights,
+    ProbabilityMessages,
+    build_messages,
+)
+
+MarkovMessages = ProbabilityMessages | LogMessages
+MarkovMethod = Literal["auto", "sequential", "parallel"]
+
+
+class MarkovMoments(NamedTuple):
+    """Log normaliser and marginals of discrete Markov chains.
+
+    Parameters
+    ----------
+    log_normalizer : Tensor of shape (...)
+        ``log Z``, the logarithm of the sum over all paths.
+    marginals : Tensor of shape (..., T, K)
+        Probability of each state at each step.
+    pair_counts : Tensor of shape (..., K, K)
+        Expected numbers of transitions: the pair marginals summed over steps.
+    pair_marginals : Tensor of shape (..., T - 1, K, K) or None
+        Joint probabilities of ``(k_t, k_{t+1})``: rows belong to the earlier step. None unless
+        asked for.
+    messages : MarkovMessages or None
+        For `markov_fisher`. None unless asked for.
+    """
+
+    log_normalizer: Tensor
+    marginals: Tensor
+    pair_counts: Tensor
+    pair_marginals: Tensor | None
+    messages: MarkovMessages | None
+
+
+def markov_moments(
+    log_initial: Tensor,
+    log_transition: Tensor,
+    log_likelihood: Tensor,
+    *,
+    mask: Tensor | None = None,
+    want_pairs: bool = False,
+    want_messages: bool = False,
+    method: MarkovMethod = "auto",
+) -> MarkovMoments:
+    """Log normaliser and marginals of discrete Markov chains.
+
+    Parameters
+    ----------
+    log_initial : Tensor of shape (..., K) or (K,)
+        Log weights of the first state, of each chain or shared.
+    log_transition : Tensor of shape (..., K, K) or (K, K)
+        Log weights of transitions, of each chain or shared: rows belong to the earlier step.
+    log_likelihood : Tensor of shape (..., T, K)
+        Log weights of the states at each step.
+    mask : Tensor of bool of shape (..., T), optional
+        Which steps exist, in batches of sequences of unequal length: the first so many of each.
+        What stands at the others, NaN included, is not read and gets a zero gradient; they have
+        zero marginals. An unobserved step of a sequence is not one of them: it exists, with a
+        zero log likelihood.
+    want_pairs : bool, default=False
+        Whether to return the pair marginals of every step.
+    want_messages : bool, default=False
+        Whether to return the messages, for `markov_fisher`.
+    method : {'auto', 'sequential', 'parallel'}, default='auto'
+        One step after the other; in about ``sqrt(T)`` blocks side by side; or the one expected to
+        be faster: blocks for a few long chains with few states. Transition matrices with entries
+        that are zero, or so small that it takes logarithms, always go one step after the other.
+
+    Returns
+    -------
+    MarkovMoments
+        Differentiable once; a second derivative raises ``RuntimeError``.
+
+    Raises
+    ------
+    ValueError
+        If shapes do not fit together, the mask has gaps or the method is unknown; or if no path is
+        possible or the weights are not finite. The index in the message counts the chains in
+        row-major order.
+
+    Examples
+    --------
+    A state that lasts, seen through noise:
+
+    >>> import torch
+    >>> from sksvae.inference import markov_moments
+    >>> log_transition = torch.tensor([[0.9, 0.1], [0.1, 0.9]]).log()
+    >>> log_likelihood = torch.tensor([[2.0, 0.0], [0.0, 1.0], [2.0, 0.0]])
+    >>> chain = markov_moments(torch.zeros(2), log_transition, log_likelihood)
+    >>> chain.marginals[:, 0]
+    tensor([0.9877, 0.9620, 0.9877])
+    >>> chain.pair_counts.sum()
+    tensor(2.)
+    """
+    problem = _Problem.build(log_initial, log_transition, log_likelihood, mask, method)
+    messages = problem.messages()
+    dtype, shape = log_likelihood.dtype, log_likelihood.shape
+    log_normalizer, marginals, pair_counts, pair_marginals = _Markov.apply(
+        messages, want_pairs, problem.energy, problem.log_transition
+    )
+    n_steps, n_states = shape[-2:]
+    if want_pairs:
+        pair_marginals = pair_marginals.reshape(*shape[:-2], n_steps - 1, n_states, n_states)
+    return MarkovMoments(
+        log_normalizer.to(dtype).reshape(shape[:-2]),
+        marginals.to(dtype).reshape(shape),
+        pair_counts.to(dtype).reshape(*shape[:-2], n_states, n_states),
+        pair_marginals.to(dtype) if want_pairs else None,
+        messages if want_messages else None,
+    )
+
+
+@torch.no_grad()
+def markov_fisher(
+    messages: MarkovMessages,
+    unary: Tensor,
+    pair: Tensor | None = None,
+    *,
+    rows: Tensor | None = None,
+) -> Tensor:
+    """Change of the marginals with the log weights: a product with the Fisher matrix.
+
+    Parameters
+    ----------
+    messages : MarkovMessages
+        From `markov_moments`.
+    unary : Tensor of shape (..., T, K)
+        Change of the log likelihood. Steps that do not exist are not read.
+    pair : Tensor of shape (..., K, K) or (K, K), optional
+        Change of the log transition weights.
+    rows : Tensor of shape (n_rows,), optional
+        Indices of the chains, in row-major order, that the other arguments are given for.
+
+    Returns
+    -------
+    Tensor of shape (..., T, K)
+        Change of the marginals, to first order; no gradient. In ``unary`` it is symmetric and
+        positive semi-definite: ``Cov(sum_t unary_t(k_t), 1[k_t = k])``.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sksvae.inference import markov_fisher, markov_moments
+    >>> chain = markov_moments(
+    ...     torch.zeros(2), torch.zeros(2, 2), torch.zeros(3, 2), want_messages=True)
+    >>> markov_fisher(chain.messages, torch.tensor([[1.0, 0.0], [0.0, 0.0], [0.0, 0.0]]))
+    tensor([[ 0.2500, -0.2500],
+            [ 0.0000,  0.0000],
+            [ 0.0000,  0.0000]])
+    """
+    if rows is not None:
+        messages = messages.select(rows)
+    dtype = messages.marginals.dtype
+    n_steps, n_chains, n_states = messages.marginals.shape
+    weights = unary.to(dtype).reshape(n_chains, n_steps, n_states).transpose(0, 1)
+    if messages.lengths is not None:
+        weights = torch.where(_steps_exist(messages.lengths, n_steps), weights, 0.0)
+    pair_weights = None
+    if pair is not None:
+        pair = pair.to(dtype).expand(*unary.shape[:-2], n_states, n_states)
+        pair_weights = PairWeights(pair.reshape(n_chains, n_states, n_states))
+    change, _ = messages.fisher(weights, pair_weights)
+    return change.transpose(0, 1).reshape(unary.shape).to(unary.dtype)
+
+
+@torch.no_grad()
+def most_probable_path(
+    log_initial: Tensor,
+    log_transition: Tensor,
+    log_likelihood: Tensor,
+    mask: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Most probable path of states: the Viterbi algorithm.
+
+    Parameters
+    ----------
+    log_initial, log_transition, log_likelihood, mask
+        See `markov_moments`.
+
+    Returns
+    -------
+    path : Tensor of int64 of shape (..., T)
+        States, -1 at steps that do not exist. Of paths that are equally probable, the one whose
+        last state is lowest, then the one before the last, and so on.
+    log_prob : Tensor of shape (...)
+        Its unnormalised log probability: subtract the log normaliser for that given the data.
+
+    Raises
+    ------
+    ValueError
+        As `markov_moments`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sksvae.inference import most_probable_path
+    >>> log_transition = torch.tensor([[0.9, 0.1], [0.1, 0.9]]).log()
+    >>> log_likelihood = torch.tensor([[2.0, 0.0], [0.0, 1.0], [2.0, 0.0], [0.0, 9.0]])
+    >>> most_probable_path(torch.zeros(2), log_transition, log_likelihood)[0]
+    tensor([0, 0, 0, 1])
+    """
+    problem = _Problem.build(log_initial, log_transition, log_likelihood, mask, "auto")
+    energy, n_states = problem.energy, problem.energy.shape[-1]
+    n_steps, n_chains = energy.shape[:2]
+    exists = None if problem.lengths is None else _steps_exist(problem.lengths, n_steps)
+    table = problem.log_transition.mT.contiguous()  # the earlier state in the last axis
+    states = torch.arange(n_states, device=energy.device)
+    kind = torch.int16 if n_states < 2**15 else torch.int64
+    previous = torch.empty(energy.shape, dtype=kind, device=energy.device)
+    score = energy[0]
+    for t in range(1, n_steps):
+        # The first maximum, that is the lowest state.
+        best, origin = (table + score.unsqueeze(-2)).max(-1)
+        best = best + energy[t]
+        if exists is not None:  # the best path of a sequence that is over stays as it is
+            origin = torch.where(exists[t], origin, states)
+            best = torch.where(exists[t], best, score)
+        previous[t], score = origin, best
+    log_prob, state = score.max(-1)
+    if problem.lengths is not None:
+        log_prob = torch.where(problem.lengths > 0, log_prob, 0.0)
+    _check_finite(log_prob)
+    path = state.new_empty(n_steps, n_chains)
+    for t in reversed(range(n_steps)):
+        path[t] = state
+        if t:
+            state = previous[t].gather(-1, state.unsqueeze(-1)).squeeze(-1).long()
+    shape = log_likelihood.shape
+    return problem.paths(path).reshape(shape[:-1]), log_prob.reshape(shape[:-2])
+
+
+@torch.no_grad()
+def draw_paths(
+    log_initial: Tensor,
+    log_transition: Tensor,
+    log_likelihood: Tensor,
+    n_draws: int,
+    generator: torch.Generator,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """Exact, independent draws of whole paths.
+
+    The first state is drawn from its marginal, and each of the others given the one before it and
+    all that is observed later: one sweep of messages backwards, one of draws forwards.
+
+    Parameters
+    ----------
+    log_initial, log_transition, log_likelihood
+        See `markov_moments`.
+    n_draws : int
+        Number of draws.
+    generator : torch.Generator
+        Source of random numbers.
+    mask : Tensor of bool of shape (..., T), optional
+        See `markov_moments`.
+
+    Returns
+    -------
+    Tensor of int64 of shape (n_draws, ..., T)
+        States, -1 at steps that do not exist.
+
+    Raises
+    ------
+    ValueError
+        As `markov_moments`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sksvae.inference import draw_paths
+    >>> log_transition = torch.tensor([[0.0, -9.0], [-9.0, 0.0]])
+    >>> generator = torch.Generator().manual_seed(0)
+    >>> draw_paths(torch.zeros(2), log_transition, torch.zeros(4, 2), 2, generator)
+    tensor([[0, 0, 0, 0],
+            [1, 1, 1, 1]])
+    """
+    problem = _Problem.build(log_initial, log_transition, log_likelihood, mask, "auto")
+    messages = problem.messages()
+    log_later, marginals = messages.log_later, messages.marginals
+    n_steps, n_chains, n_states = marginals.shape
+    table = problem.log_transition.to(marginals.dtype).expand(n_chains, n_states, n_states)
+    chains = torch.arange(n_chains, device=table.device)
+    paths = torch.empty(n_draws, n_steps, n_chains, dtype=torch.long, device=table.device)
+    race = marginals.new_empty(n_draws, n_chains, n_states)
+    logits: Tensor = marginals[0].log()
+    for t in range(n_steps):
+        if t:
+            logits = table[chains, paths[:, t - 1]] + log_later[t]
+        # With standard exponential E_k, argmax(logits_k - log E_k) has the wanted probabilities.
+        race.exponential_(generator=generator).log_()
+        paths[:, t] = torch.sub(logits, race, out=race).argmax(-1)
+    return problem.paths(paths).reshape(n_draws, *log_likelihood.shape[:-1])
+
+
+class _Problem(NamedTuple):
+    """Chains in the layout of the sweeps: steps first, one batch axis."""
+
+    energy: Tensor  # (T, B, K), the initial term included
+    log_transition: Tensor  # (B or 1, K, K)
+    lengths: Tensor | None  # (B,)
+    parallel: bool
+
+    @classmethod
+    def build(
+        cls,
+        log_initial: Tensor,
+        log_transition: Tensor,
+        log_likelihood: Tensor,
+        mask: Tensor | None,
+        method: MarkovMethod,
+    ) -> "_Problem":
+        _check_shapes(log_initial, log_transition, log_likelihood, mask)
+        *batch, n_steps, n_states = log_likelihood.shape
+        n_chains = torch.Size(batch).numel()
+        lengths = None
+        if mask is not None:
+            log_likelihood = torch.where(mask.unsqueeze(-1), log_likelihood, 0.0)
+            log_initial = torch.where(mask[..., :1], log_initial, 0.0)
+            lengths = mask.sum(-1).reshape(n_chains)
+        first = log_likelihood[..., :1, :] + log_initial.unsqueeze(-2)
+        energy = torch.cat((first, log_likelihood[..., 1:, :]), -2)
+        energy = energy.reshape(n_chains, n_steps, n_states).transpose(0, 1)
+        shared = log_transition.ndim == 2
+        table = log_transition.reshape(1 if shared else n_chains, n_states, n_states)
+        return cls(energy, table, lengths, _choose_parallel(method, n_chains, n_steps, n_states))
+
+    def messages(self) -> MarkovMessages:
+        """Messages, checked."""
+        energy, log_transition = self.energy.detach(), self.log_transition.detach()
+        messages = build_messages(energy, log_transition, self.lengths, self.parallel)
+        _check_finite(messages.log_normalizer)
+        return messages
+
+    def paths(self, path: Tensor) -> Tensor:
+        """Paths of shape (..., T, B) as (..., B, T), with -1 where steps do not exist."""
+        if self.lengths is not None:
+            path = torch.where(_steps_exist(self.lengths, path.shape[-2]).squeeze(-1), path, -1)
+        return path.mT
+
+
+def _check_shapes(
+    log_initial: Tensor, log_transition: Tensor, log_likelihood: Tensor, mask: Tensor | None
+) -> None:
+    if log_likelihood.ndim < 2 or 0 in log_likelihood.shape[-2:]:
+        got = tuple(log_likelihood.shape)
+        raise ValueError(f"log_likelihood must have shape (..., T, K), got {got}.")
+    *batch, n_steps, n_states = log_likelihood.shape
+    expected = {
+        "log_initial": (log_initial, (*batch, n_states), (n_states,)),
+        "log_transition": (
+            log_transition,
+            (*batch, n_states, n_states),
+            (n_states, n_states),
+        ),
+        "mask": (mask, (*batch, n_steps), (*batch, n_steps)),
+    }
+    for name, (tensor, own, shared) in expected.items():
+        if tensor is not None and tensor.shape not in (own, shared):
+            either = "" if own == shared else f" or {shared}"
+            raise ValueError(
+                f"{name} must have shape {own}{either} to fit log_likelihood of shape "
+                f"{tuple(log_likelihood.shape)}, got {tuple(tensor.shape)}."
+            )
+    if mask is not None and (mask[..., 1:] & ~mask[..., :-1]).any():
+        raise ValueError("mask must be true for the first steps of each sequence, without gaps.")
+
+
+def _check_finite(log_normalizer: Tensor) -> None:
+    bad = ~log_normalizer.isfinite()
+    if bad.any():
+        raise ValueError(
+            f"{int(bad.sum())} of {bad.numel()} chains have no possible path or weights that are "
+            f"not finite, the first at batch index {int(bad.nonzero()[0])}."
+        )
+
+
+def _choose_parallel(method: MarkovMethod, n_chains: int, n_steps: int, n_states: int) -> bool:
+    if method == "auto":
+        return n_steps >= 200 and n_chains * n_states**2 <= 400
+    if method in ("sequential", "parallel"):
+        return method == "parallel"
+    raise ValueError(f"method must be 'auto', 'sequential' or 'parallel', got {method!r}.")
+
+
+def _steps_exist(lengths: Tensor, n_steps: int) -> Tensor:
+    """Of shape (T, B, 1)."""
+    return (torch.arange(n_steps, device=lengths.device)[:, None] < lengths).unsqueeze(-1)
+
+
+class _Markov(torch.autograd.Function):
+    """Energies (T, B, K) and log transitions to the log normaliser and the marginals."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, messages: MarkovMessages, want_pairs: bool, energy: Tensor, log_transition: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        ctx.set_materialize_grads(False)
+        ctx.messages, ctx.dtype, ctx.n_tables = messages, energy.dtype, len(log_transition)
+        counts = messages.pair_counts()
+        ctx.save_for_backward(counts)
+        return (
+            messages.log_normalizer,
+            messages.marginals.transpose(0, 1).contiguous(),
+            counts,
+            messages.pair_marginals() if want_pairs else None,
+        )
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
+        (counts,) = ctx.saved_tensors
+        want_pairs = ctx.needs_input_grad[3]
+        with torch.no_grad():
+            g_energy, g_table = _adjoint(ctx.messages, counts, want_pairs, *cotangents)
+            if g_table is not None and ctx.n_tables == 1:
+                g_table = g_table.sum(0, keepdim=True)
+            gradients = [g if g is None else g.to(ctx.dtype) for g in (g_energy, g_table)]
+        if torch.is_grad_enabled():
+            # With create_graph, `once_differentiable` would let through, as constants, gradients
+            # of sums: their cotangents do not require a gradient although what is saved does.
+            gradients = [g if g is None else _DifferentiatedOnce.apply(g, counts) for g in gradients]
+        return None, None, *gradients
+
+
+class _DifferentiatedOnce(torch.autograd.Function):
+    """Mark a gradient as dependent on the results of the chain, with unknown derivative."""
+
+    @staticmethod
+    def forward(ctx: Any, gradient: Tensor, result: Tensor) -> Tensor:
+        return gradient.view_as(gradient)
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> tuple[Tensor | None, ...]:
+        raise RuntimeError("markov_moments is differentiable only once.")
+
+
+def _adjoint(
+    messages: MarkovMessages,
+    counts: Tensor,
+    want_pairs: bool,
+    g_log_normalizer: Tensor | None,
+    g_marginals: Tensor | None,
+    g_counts: Tensor | None,
+    g_pairs: Tensor | None,
+) -> tuple[Tensor | None, Tensor | None]:
+    """Cotangents of the energies (T, B, K) and, for each chain, of the log transitions."""
+    g_energy = g_table = None
+    has_pairs = g_counts is not None or g_pairs is not None
+    if g_marginals is not None or has_pairs:
+        gamma = messages.marginals
+        weights = torch.zeros_like(gamma) if g_marginals is None else g_marginals.transpose(0, 1)
+        pair_weights = PairWeights(g_counts, g_pairs) if has_pairs else None
+        g_energy, g_table = messages.fisher(weights, pair_weights, want_pairs)
+    if g_log_normalizer is not None:
+        first = g_log_normalizer.unsqueeze(-1) * messages.marginals
+        g_energy = first if g_energy is None else g_energy + first
+        if want_pairs:
+            second = g_log_normalizer[:, None, None] * counts
+            g_table = second if g_table is None else g_table + second
+    return g_energy, g_table
