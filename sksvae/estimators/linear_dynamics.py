@@ -14,7 +14,11 @@ from torch import Tensor
 
 from sksvae.estimators.scaling import Scaling
 from sksvae.estimators.sequence_predictions import SequencePredictions
-from sksvae.estimators.sequence_start import fit_dynamics, state_space_model
+from sksvae.estimators.sequence_start import (
+    competing_priors,
+    fit_dynamics,
+    state_space_model,
+)
 from sksvae.estimators.sequences import CHUNK_STEPS, SequenceSVAE
 from sksvae.estimators.validation import (
     checked_covariance,
@@ -29,11 +33,8 @@ from sksvae.state_space import fit_state_space
 from sksvae.training import EpochRecord
 
 _LATENT_DIM = 10  # of latent_dim=None
-# Pseudo-counts behind [A b] and scales of Q, in units of the latents, that compete where the user
-# names none: from little memory to oscillations that hardly fade, whose damping a count of one
-# would multiply.
-_PRIORS = ((1.0, 0.1), (0.1, 0.1), (0.01, 0.01))
-_VB_ITER = 20  # rounds of variational Bayes in the initialisation
+_TRIAL_ITER = 5  # rounds of variational Bayes under each of them
+_VB_ITER = 15  # further rounds under the best
 _VB_TOL = 1e-3  # nats per step
 _REFIT_ITER = 200
 _REFIT_TOL = 2e-3
@@ -74,9 +75,9 @@ class SVAELinearDynamics(SequencePredictions):
     transition_precision_prior : float or None, default=None
         Pseudo-count of steps behind the prior mean of ``[A b]``, which is zero; ``None``: of 1, 0.1
         and 0.01 the one with the best bound before the networks are trained.
-    noise_covariance_prior : array-like of shape (latent_dim, latent_dim) or None, default=None
-        Scale matrix of the inverse Wishart over ``Q``; ``None``: 0.1, or 0.01 with the last of
-        these counts, times the identity, for latents of about unit variance.
+    noise_covariance_prior : float, array-like or None, default=None
+        Scale matrix of the inverse Wishart over ``Q``, of shape (latent_dim, latent_dim), or what
+        to multiply the identity by; ``None``: 0.1, or 0.01 with the last of these counts. Latents have about unit variance.
     degrees_of_freedom_prior : float or None, default=None
         Degrees of freedom of both inverse Wisharts, above ``latent_dim - 1``; ``None`` means
         ``latent_dim + 2``.
@@ -195,7 +196,11 @@ class SVAELinearDynamics(SequencePredictions):
     _parameter_constraints: dict = {
         **SequenceSVAE._parameter_constraints,
         "transition_precision_prior": [Interval(Real, 0, None, closed="neither"), None],
-        "noise_covariance_prior": ["array-like", None],
+        "noise_covariance_prior": [
+            Interval(Real, 0, None, closed="neither"),
+            "array-like",
+            None,
+        ],
         "degrees_of_freedom_prior": [Interval(Real, 0, None, closed="neither"), None],
         "natural_gradient": [StrOptions({"unbiased", "biased"})],
     }
@@ -268,8 +273,7 @@ class SVAELinearDynamics(SequencePredictions):
     def _check_training_data(self, X, groups, reset: bool):
         sequences, likelihood = super()._check_training_data(X, groups, reset)
         dim = self._checked_latent_dim(sequences.values.shape[1])
-        if self.noise_covariance_prior is not None:
-            checked_covariance(self.noise_covariance_prior, dim, "noise_covariance_prior")
+        self._checked_scale(dim)
         dof = self.degrees_of_freedom_prior
         if dof is not None and dof <= dim - 1:
             raise ValueError(
@@ -312,30 +316,21 @@ class SVAELinearDynamics(SequencePredictions):
 
     def _priors(self, latent_dim: int, like: Tensor) -> list[DynamicsPrior]:
         """Priors that compete, one for each choice of what the user left open."""
-        dof, precision = self.degrees_of_freedom_prior, self.transition_precision_prior
-        scale, fixed = self.noise_covariance_prior, {}
-        if scale is not None:
-            scale = checked_covariance(scale, latent_dim, "noise_covariance_prior")
-            fixed["scale"] = torch.as_tensor(scale, dtype=like.dtype, device=like.device)
-        if precision is not None:
-            eye = torch.eye(latent_dim + 1, dtype=like.dtype, device=like.device)
-            fixed["mean_precision"] = float(precision) * eye
-        priors = [
-            DynamicsPrior.isotropic(
-                latent_dim,
-                persistence=0.0,
-                transition_precision=precision,
-                noise_scale=noise_scale,
-                noise_dof=dof,
-                initial_dof=dof,
-                dtype=like.dtype,
-                device=like.device,
-            )
-            for precision, noise_scale in _PRIORS
-        ]
-        if len(fixed) == 2:
-            priors = priors[:1]
-        return [prior._replace(dynamics=prior.dynamics._replace(**fixed)) for prior in priors]
+        return competing_priors(
+            latent_dim,
+            like,
+            self.transition_precision_prior,
+            self._checked_scale(latent_dim),
+            self.degrees_of_freedom_prior,
+        )
+
+    def _checked_scale(self, latent_dim: int) -> np.ndarray | None:
+        scale = self.noise_covariance_prior
+        if scale is None:
+            return None
+        if isinstance(scale, Real):
+            scale = float(scale) * np.eye(latent_dim)
+        return checked_covariance(scale, latent_dim, "noise_covariance_prior")
 
     def _initialize(
         self,
@@ -345,14 +340,15 @@ class SVAELinearDynamics(SequencePredictions):
         random_state: np.random.RandomState,
         on_epoch_end: Callable[[int, EpochRecord], bool],
     ) -> None:
-        """Variational Bayes for the dynamics under each prior, the best bound kept."""
+        """Variational Bayes for the dynamics, under the prior with the best bound early on."""
         start, best, best_bound = model.graphical.posterior, None, -math.inf
-        for prior in self._priors(self._checked_latent_dim(0), rows.encoded):
+        for prior in self._priors(model.graphical.latent_dim, rows.encoded):
             model.graphical = LinearDynamicsModel(prior, start)
-            bound = fit_dynamics(model, rows, max_iter=_VB_ITER, tol=_VB_TOL, chunk=CHUNK_STEPS)
+            bound = fit_dynamics(model, rows, max_iter=_TRIAL_ITER, tol=_VB_TOL, chunk=CHUNK_STEPS)
             if best is None or bound > best_bound:
                 best, best_bound = model.graphical, bound
         model.graphical = best
+        fit_dynamics(model, rows, max_iter=_VB_ITER, tol=_VB_TOL, chunk=CHUNK_STEPS)
 
     def _graphical_attributes(self, graphical: LinearDynamicsModel) -> dict[str, np.ndarray]:
         fields = graphical.point_parameters()._asdict()

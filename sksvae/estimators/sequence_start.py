@@ -16,6 +16,60 @@ from sksvae.state_space import StateSpace
 # Least precision of a potential at the start: directions of which one step says nothing keep a
 # gradient, and what they lose is far below what the unit variance of the latents says.
 _MIN_PRECISION = 1e-2
+# Pseudo-counts behind [A b] and scales of Q, in units of the latents, that compete where the user
+# names none: from little memory to oscillations that hardly fade, whose damping a count of one
+# would multiply.
+_PRIORS = ((1.0, 0.1), (0.1, 0.1), (0.01, 0.01))
+
+
+def competing_priors(
+    latent_dim: int,
+    like: Tensor,
+    precision: float | None,
+    scale: np.ndarray | None,
+    dof: float | None,
+) -> list[DynamicsPrior]:
+    """Priors of linear dynamics, one for each choice of what is left open.
+
+    Parameters
+    ----------
+    latent_dim : int
+        Dimension of the latents.
+    like : Tensor
+        Says of what type and on what device.
+    precision : float or None
+        Pseudo-count behind the mean of ``[A b]``, which is zero.
+    scale : ndarray of shape (latent_dim, latent_dim) or None
+        Scale matrix of the inverse Wishart over ``Q``.
+    dof : float or None
+        Degrees of freedom of both inverse Wisharts; None is no choice but ``latent_dim + 2``.
+
+    Returns
+    -------
+    list of DynamicsPrior
+        A single one if ``precision`` and ``scale`` are given.
+    """
+    priors = {}
+    for default_precision, default_scale in _PRIORS:
+        key = (
+            default_precision if precision is None else float(precision),
+            default_scale if scale is None else 1.0,
+        )
+        prior = DynamicsPrior.isotropic(
+            latent_dim,
+            persistence=0.0,
+            transition_precision=key[0],
+            noise_scale=key[1],
+            noise_dof=dof,
+            initial_dof=dof,
+            dtype=like.dtype,
+            device=like.device,
+        )
+        if scale is not None:
+            given = torch.as_tensor(scale, dtype=like.dtype, device=like.device)
+            prior = prior._replace(dynamics=prior.dynamics._replace(scale=given))
+        priors[key] = prior
+    return list(priors.values())
 
 
 def state_space_model(

@@ -258,9 +258,7 @@ class LogMessages:
     lengths: Tensor | None
 
     @classmethod
-    def build(
-        cls, energy: Tensor, log_transition: Tensor, lengths: Tensor | None
-    ) -> "LogMessages":
+    def build(cls, energy: Tensor, log_transition: Tensor, lengths: Tensor | None) -> "LogMessages":
         """Run both sweeps for ``energy`` of shape (T, B, K), initial term included."""
         both = torch.stack((energy, _reverse(energy, lengths)), 1)
         # A sum over the last axis is the fast one: P transposed for the forward messages.
