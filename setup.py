@@ -13,7 +13,7 @@ VERSION = re.search(
     r'^__version__ = "(.+)"$', (ROOT / "sksvae" / "__init__.py").read_text("utf-8"), re.MULTILINE
 ).group(1)
 
-EXAMPLES = ["matplotlib", "pandas"]
+EXAMPLES = ["matplotlib", "pandas", "statsmodels"]
 
 setup(
     name="sksvae",

@@ -77,7 +77,8 @@ class SVAELinearDynamics(SequencePredictions):
         and 0.01 the one with the best bound before the networks are trained.
     noise_covariance_prior : float, array-like or None, default=None
         Scale matrix of the inverse Wishart over ``Q``, of shape (latent_dim, latent_dim), or what
-        to multiply the identity by; ``None``: 0.1, or 0.01 with the last of these counts. Latents have about unit variance.
+        to multiply the identity by; ``None``: 0.1, or 0.01 with the last of these counts. Latents
+        have about unit variance.
     degrees_of_freedom_prior : float or None, default=None
         Degrees of freedom of both inverse Wisharts, above ``latent_dim - 1``; ``None`` means
         ``latent_dim + 2``.
