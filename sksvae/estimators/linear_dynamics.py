@@ -33,6 +33,7 @@ from sksvae.state_space import fit_state_space
 from sksvae.training import EpochRecord
 
 _LATENT_DIM = 10  # of latent_dim=None
+_START_LENGTH = 200  # least limit of the windows for the start: long periods need them
 _TRIAL_ITER = 5  # rounds of variational Bayes under each of them
 _VB_ITER = 15  # further rounds under the best
 _VB_TOL = 1e-3  # nats per step
@@ -297,7 +298,7 @@ class SVAELinearDynamics(SequencePredictions):
             features,
             rows.lengths.cpu().numpy(),
             latent_dim,
-            max_length=self.sequence_length,
+            max_length=max(self.sequence_length, _START_LENGTH),
             random_state=generator.initial_seed() % (2**32),
         ).model
         return state_space_model(

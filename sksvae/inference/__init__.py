@@ -2,15 +2,10 @@
 """Inference in conjugate graphical models: pure functions on tensors."""
 
 from sksvae.inference.block_tridiagonal import ChainMoments, chain_moments
-from sksvae.inference.forward_backward import (
-    MarkovMoments,
-    draw_paths,
-    markov_fisher,
-    markov_moments,
-    most_probable_path,
-)
+from sksvae.inference.forward_backward import MarkovMoments, markov_fisher, markov_moments
 from sksvae.inference.gaussian import GaussianMoments, draw_gaussian, gaussian_moments
 from sksvae.inference.long_chains import long_chain_moments
+from sksvae.inference.markov_paths import draw_paths, most_probable_path
 from sksvae.inference.mean_field import (
     FixedPoint,
     FixedPointSettings,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-r"""Exact inference in discrete Markov chains: marginals, Fisher matrix, best path, draws.
+r"""Exact inference in discrete Markov chains: log normaliser, marginals and Fisher matrix.
 
 A chain of states ``k = (k_1, ..., k_T)`` has the unnormalised log probability ::
 
@@ -20,7 +20,7 @@ References
    be read with the logarithm of both.
 .. [2] Rabiner, "A tutorial on hidden Markov models and selected applications in speech
    recognition", Proceedings of the IEEE 77(2), 1989: forward-backward with scaling, equations
-   (91)-(97), and the Viterbi algorithm, (104)-(105).
+   (91)-(97).
 """
 
 from typing import Any, Literal, NamedTuple
@@ -28,12 +28,9 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from sksvae.inference.markov_messages import (
-    LogMessages,
-    PairWeights,
-    ProbabilityMessages,
-    build_messages,
-)
+from sksvae.inference.markov_log_messages import LogMessages
+from sksvae.inference.markov_messages import ProbabilityMessages, build_messages
+from sksvae.inference.markov_sweeps import PairWeights, steps_exist
 
 MarkovMessages = ProbabilityMessages | LogMessages
 MarkovMethod = Literal["auto", "sequential", "parallel"]
@@ -124,7 +121,7 @@ def markov_moments(
     >>> chain.pair_counts.sum()
     tensor(2.)
     """
-    problem = _Problem.build(log_initial, log_transition, log_likelihood, mask, method)
+    problem = MarkovProblem.build(log_initial, log_transition, log_likelihood, mask, method)
     messages = problem.messages()
     dtype, shape = log_likelihood.dtype, log_likelihood.shape
     log_normalizer, marginals, pair_counts, pair_marginals = _Markov.apply(
@@ -186,7 +183,7 @@ def markov_fisher(
     n_steps, n_chains, n_states = messages.marginals.shape
     weights = unary.to(dtype).reshape(n_chains, n_steps, n_states).transpose(0, 1)
     if messages.lengths is not None:
-        weights = torch.where(_steps_exist(messages.lengths, n_steps), weights, 0.0)
+        weights = torch.where(steps_exist(messages.lengths, n_steps), weights, 0.0)
     pair_weights = None
     if pair is not None:
         pair = pair.to(dtype).expand(*unary.shape[:-2], n_states, n_states)
@@ -195,141 +192,24 @@ def markov_fisher(
     return change.transpose(0, 1).reshape(unary.shape).to(unary.dtype)
 
 
-@torch.no_grad()
-def most_probable_path(
-    log_initial: Tensor,
-    log_transition: Tensor,
-    log_likelihood: Tensor,
-    mask: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Most probable path of states: the Viterbi algorithm.
+class MarkovProblem(NamedTuple):
+    """Chains in the layout of the sweeps: steps first, one batch axis.
 
     Parameters
     ----------
-    log_initial, log_transition, log_likelihood, mask
-        See `markov_moments`.
-
-    Returns
-    -------
-    path : Tensor of int64 of shape (..., T)
-        States, -1 at steps that do not exist. Of paths that are equally probable, the one whose
-        last state is lowest, then the one before the last, and so on.
-    log_prob : Tensor of shape (...)
-        Its unnormalised log probability: subtract the log normaliser for that given the data.
-
-    Raises
-    ------
-    ValueError
-        As `markov_moments`.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from sksvae.inference import most_probable_path
-    >>> log_transition = torch.tensor([[0.9, 0.1], [0.1, 0.9]]).log()
-    >>> log_likelihood = torch.tensor([[2.0, 0.0], [0.0, 1.0], [2.0, 0.0], [0.0, 9.0]])
-    >>> most_probable_path(torch.zeros(2), log_transition, log_likelihood)[0]
-    tensor([0, 0, 0, 1])
+    energy : Tensor of shape (T, B, K)
+        Log weights of states, the initial ones included.
+    log_transition : Tensor of shape (B or 1, K, K)
+        Log weights of transitions.
+    lengths : Tensor of shape (B,), optional
+        Steps of each chain, all if None.
+    parallel : bool
+        Whether to run the sweeps in blocks.
     """
-    problem = _Problem.build(log_initial, log_transition, log_likelihood, mask, "auto")
-    energy, n_states = problem.energy, problem.energy.shape[-1]
-    n_steps, n_chains = energy.shape[:2]
-    exists = None if problem.lengths is None else _steps_exist(problem.lengths, n_steps)
-    table = problem.log_transition.mT.contiguous()  # the earlier state in the last axis
-    states = torch.arange(n_states, device=energy.device)
-    kind = torch.int16 if n_states < 2**15 else torch.int64
-    previous = torch.empty(energy.shape, dtype=kind, device=energy.device)
-    score = energy[0]
-    for t in range(1, n_steps):
-        # The first maximum, that is the lowest state.
-        best, origin = (table + score.unsqueeze(-2)).max(-1)
-        best = best + energy[t]
-        if exists is not None:  # the best path of a sequence that is over stays as it is
-            origin = torch.where(exists[t], origin, states)
-            best = torch.where(exists[t], best, score)
-        previous[t], score = origin, best
-    log_prob, state = score.max(-1)
-    if problem.lengths is not None:
-        log_prob = torch.where(problem.lengths > 0, log_prob, 0.0)
-    _check_finite(log_prob)
-    path = state.new_empty(n_steps, n_chains)
-    for t in reversed(range(n_steps)):
-        path[t] = state
-        if t:
-            state = previous[t].gather(-1, state.unsqueeze(-1)).squeeze(-1).long()
-    shape = log_likelihood.shape
-    return problem.paths(path).reshape(shape[:-1]), log_prob.reshape(shape[:-2])
 
-
-@torch.no_grad()
-def draw_paths(
-    log_initial: Tensor,
-    log_transition: Tensor,
-    log_likelihood: Tensor,
-    n_draws: int,
-    generator: torch.Generator,
-    mask: Tensor | None = None,
-) -> Tensor:
-    """Exact, independent draws of whole paths.
-
-    The first state is drawn from its marginal, and each of the others given the one before it and
-    all that is observed later: one sweep of messages backwards, one of draws forwards.
-
-    Parameters
-    ----------
-    log_initial, log_transition, log_likelihood
-        See `markov_moments`.
-    n_draws : int
-        Number of draws.
-    generator : torch.Generator
-        Source of random numbers.
-    mask : Tensor of bool of shape (..., T), optional
-        See `markov_moments`.
-
-    Returns
-    -------
-    Tensor of int64 of shape (n_draws, ..., T)
-        States, -1 at steps that do not exist.
-
-    Raises
-    ------
-    ValueError
-        As `markov_moments`.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from sksvae.inference import draw_paths
-    >>> log_transition = torch.tensor([[0.0, -9.0], [-9.0, 0.0]])
-    >>> generator = torch.Generator().manual_seed(0)
-    >>> draw_paths(torch.zeros(2), log_transition, torch.zeros(4, 2), 2, generator)
-    tensor([[1, 1, 1, 1],
-            [0, 0, 0, 0]])
-    """
-    problem = _Problem.build(log_initial, log_transition, log_likelihood, mask, "auto")
-    messages = problem.messages()
-    log_later, marginals = messages.log_later, messages.marginals
-    n_steps, n_chains, n_states = marginals.shape
-    table = problem.log_transition.to(marginals.dtype).expand(n_chains, n_states, n_states)
-    chains = torch.arange(n_chains, device=table.device)
-    paths = torch.empty(n_draws, n_steps, n_chains, dtype=torch.long, device=table.device)
-    race = marginals.new_empty(n_draws, n_chains, n_states)
-    logits: Tensor = marginals[0].log()
-    for t in range(n_steps):
-        if t:
-            logits = table[chains, paths[:, t - 1]] + log_later[t]
-        # With standard exponential E_k, argmax(logits_k - log E_k) has the wanted probabilities.
-        race.exponential_(generator=generator).log_()
-        paths[:, t] = torch.sub(logits, race, out=race).argmax(-1)
-    return problem.paths(paths).reshape(n_draws, *log_likelihood.shape[:-1])
-
-
-class _Problem(NamedTuple):
-    """Chains in the layout of the sweeps: steps first, one batch axis."""
-
-    energy: Tensor  # (T, B, K), the initial term included
-    log_transition: Tensor  # (B or 1, K, K)
-    lengths: Tensor | None  # (B,)
+    energy: Tensor
+    log_transition: Tensor
+    lengths: Tensor | None
     parallel: bool
 
     @classmethod
@@ -340,7 +220,8 @@ class _Problem(NamedTuple):
         log_likelihood: Tensor,
         mask: Tensor | None,
         method: MarkovMethod,
-    ) -> "_Problem":
+    ) -> "MarkovProblem":
+        """Check and arrange the arguments of `markov_moments`."""
         _check_shapes(log_initial, log_transition, log_likelihood, mask)
         *batch, n_steps, n_states = log_likelihood.shape
         n_chains = torch.Size(batch).numel()
@@ -360,13 +241,13 @@ class _Problem(NamedTuple):
         """Messages, checked."""
         energy, log_transition = self.energy.detach(), self.log_transition.detach()
         messages = build_messages(energy, log_transition, self.lengths, self.parallel)
-        _check_finite(messages.log_normalizer)
+        check_finite(messages.log_normalizer)
         return messages
 
     def paths(self, path: Tensor) -> Tensor:
         """Paths of shape (..., T, B) as (..., B, T), with -1 where steps do not exist."""
         if self.lengths is not None:
-            path = torch.where(_steps_exist(self.lengths, path.shape[-2]).squeeze(-1), path, -1)
+            path = torch.where(steps_exist(self.lengths, path.shape[-2]).squeeze(-1), path, -1)
         return path.mT
 
 
@@ -397,7 +278,8 @@ def _check_shapes(
         raise ValueError("mask must be true for the first steps of each sequence, without gaps.")
 
 
-def _check_finite(log_normalizer: Tensor) -> None:
+def check_finite(log_normalizer: Tensor) -> None:
+    """Raise if a chain has no path of finite weight."""
     bad = ~log_normalizer.isfinite()
     if bad.any():
         raise ValueError(
@@ -408,15 +290,14 @@ def _check_finite(log_normalizer: Tensor) -> None:
 
 def _choose_parallel(method: MarkovMethod, n_chains: int, n_steps: int, n_states: int) -> bool:
     if method == "auto":
-        return n_steps >= 200 and n_chains * n_states**2 <= 400
+        # Time of sequential / parallel on one CPU thread in float64, gradients included. One chain
+        # with 5 to 20 states: 0.9 at T = 60, 1.1 at 120, 1.5-2 at 250, 3-3.5 at 2000. Chains with
+        # B K^2 = 200 to 800 at T = 2000: 1.7-2.1. At T = 250: 1.2 for B K^2 = 200, 0.8 for 800 and
+        # 0.7 for 3200, where the arithmetic counts.
+        return n_steps >= 120 and n_chains * n_states**2 <= 400
     if method in ("sequential", "parallel"):
         return method == "parallel"
     raise ValueError(f"method must be 'auto', 'sequential' or 'parallel', got {method!r}.")
-
-
-def _steps_exist(lengths: Tensor, n_steps: int) -> Tensor:
-    """Of shape (T, B, 1)."""
-    return (torch.arange(n_steps, device=lengths.device)[:, None] < lengths).unsqueeze(-1)
 
 
 class _Markov(torch.autograd.Function):

@@ -27,29 +27,22 @@ with the transition probabilities of the posterior chain in place of ``P``.
 
 import math
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from sksvae.inference.markov_sweeps import Blocks, run_steps
+from sksvae.inference.markov_log_messages import LogMessages
+from sksvae.inference.markov_sweeps import (
+    Blocks,
+    PairWeights,
+    reverse_steps,
+    run_steps,
+    steps_exist,
+    where_present,
+)
 
 _MOST_STEPS_UNNORMALIZED = 32
-
-
-class PairWeights(NamedTuple):
-    """Function of pairs of states, ``constant`` plus ``stepwise``, either may be None.
-
-    Parameters
-    ----------
-    constant : Tensor of shape (B, K, K), optional
-        The same at all steps.
-    stepwise : Tensor of shape (B, T - 1, K, K), optional
-        One for each step.
-    """
-
-    constant: Tensor | None = None
-    stepwise: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -89,7 +82,7 @@ class ProbabilityMessages:
         n_steps, n_chains, n_states = energy.shape
         peak = energy.amax(-1, keepdim=True)
         likelihood = (energy - peak).exp()
-        both = torch.stack((likelihood, _reverse(likelihood, lengths)), 1)
+        both = torch.stack((likelihood, reverse_steps(likelihood, lengths)), 1)
         shared = len(transition.matrix) == 1
         shape = (n_steps, 2, n_chains, n_states) if shared else (n_steps, -1, 1, n_states)
         matrices = torch.cat((transition.matrix, transition.matrix.mT))
@@ -105,25 +98,25 @@ class ProbabilityMessages:
         evidence = (likelihood[1:] * images.view(sides)[:, 0]).sum(-1, keepdim=True)
         # beta of the last step is one; the others come in the reversed order.
         beta = torch.cat((torch.ones_like(energy[:1]), images.view(sides)[:, 1]))
-        joint = filtered * _reverse(beta, lengths)
+        joint = filtered * reverse_steps(beta, lengths)
         total_joint = joint.sum(-1, keepdim=True)
-        later = _reverse(vectors[:, 1], lengths)
+        later = reverse_steps(vectors[:, 1], lengths)
         later = torch.cat((torch.zeros_like(energy[:1]), later[1:] / total_joint[:-1]))
 
         log_evidence = evidence.log()
         first = likelihood[:1].sum(-1, keepdim=True).log()
         terms = peak + torch.cat((first, log_evidence + transition.log_scale.view(-1, 1)))
         log_evidence = torch.cat((torch.zeros_like(first), log_evidence))
-        log_both = torch.stack((log_evidence, _reverse(log_evidence, lengths)), 1)
+        log_both = torch.stack((log_evidence, reverse_steps(log_evidence, lengths)), 1)
         log_both = log_both.view(*shape[:-1], 1)[1:]
         if blocks is not None:
             blocks = blocks.rescaled(-log_both.squeeze(-1))
-        present = _present(lengths, n_steps)
+        present = steps_exist(lengths, n_steps)
         return cls(
-            _where(present, terms, 0.0).sum((0, -1)),
-            _where(present, joint / total_joint, 0.0),
-            _where(present, filtered, 0.0),
-            _where(present, later, 0.0),
+            where_present(present, terms, 0.0).sum((0, -1)),
+            where_present(present, joint / total_joint, 0.0),
+            where_present(present, filtered, 0.0),
+            where_present(present, later, 0.0),
             scale * (-log_both).exp(),
             matrices,
             lengths,
@@ -191,22 +184,22 @@ class ProbabilityMessages:
             source_b[1:-1] += ahead[:-1] * future[1:] - mean[1:] * later[1:-1]
             change[1:] += later[1:] * past - mean * gamma[1:]
             change[:-1] += alpha[:-1] * future - mean * gamma[:-1]
-        sources = torch.stack((source_a, _reverse(source_b, self.lengths)), 1)
+        sources = torch.stack((source_a, reverse_steps(source_b, self.lengths)), 1)
         sources = sources.view(n_steps, *self.scale.shape[1:])
         run = run_steps if self.blocks is None else self.blocks.run
         vectors, images = run(sources[0], self.scale, self.matrices, sources[1:])
         sides = n_steps - 1, 2, *gamma.shape[1:]
         change[1:] += later[1:] * images.view(sides)[:, 0]
         zero = torch.zeros_like(gamma[:1])
-        change += alpha * _reverse(torch.cat((zero, images.view(sides)[:, 1])), self.lengths)
+        change += alpha * reverse_steps(torch.cat((zero, images.view(sides)[:, 1])), self.lengths)
         # Rounding leaves a multiple of gamma that a long sum of changes would show.
         change -= gamma * change.sum(-1, keepdim=True)
         if not want_pairs:
             return change, None
 
         vectors = torch.cat((sources[:1], vectors)).view(n_steps, 2, *gamma.shape[1:])
-        a, b = vectors[:, 0], _reverse(vectors[:, 1], self.lengths)
-        b = _where(_present(self.lengths, n_steps), b, 0.0)
+        a, b = vectors[:, 0], reverse_steps(vectors[:, 1], self.lengths)
+        b = where_present(steps_exist(self.lengths, n_steps), b, 0.0)
         counts = _outer(a[:-1], later[1:]) + _outer(alpha[:-1], b[1:])
         if pairs is not None:
             counts -= _outer(alpha[:-1], mean * later[1:])
@@ -231,134 +224,6 @@ class ProbabilityMessages:
             future = future + (matrix @ later.unsqueeze(-1)).squeeze(-1)
         mean = (alpha * future).sum(-1, keepdim=True)
         return past.transpose(0, 1), future.transpose(0, 1), mean.transpose(0, 1)
-
-
-@dataclass(frozen=True)
-class LogMessages:
-    """Messages in logarithms.
-
-    Parameters
-    ----------
-    log_normalizer : Tensor of shape (B,)
-        ``log Z``.
-    marginals : Tensor of shape (T, B, K)
-        ``gamma``, zero at steps that do not exist.
-    log_later : Tensor of shape (T, B, K)
-        ``log r``, up to a constant per step.
-    log_transition : Tensor of shape (B or 1, K, K)
-        ``log P``.
-    lengths : Tensor of shape (B,), optional
-        Steps of each chain, all if None.
-    """
-
-    log_normalizer: Tensor
-    marginals: Tensor
-    log_later: Tensor
-    log_transition: Tensor
-    lengths: Tensor | None
-
-    @classmethod
-    def build(cls, energy: Tensor, log_transition: Tensor, lengths: Tensor | None) -> "LogMessages":
-        """Run both sweeps for ``energy`` of shape (T, B, K), initial term included."""
-        both = torch.stack((energy, _reverse(energy, lengths)), 1)
-        # A sum over the last axis is the fast one: P transposed for the forward messages.
-        table = torch.stack((log_transition.mT, log_transition))
-        vectors, images = torch.empty_like(both), torch.zeros_like(both)
-        totals = torch.empty_like(both[..., :1])
-        x = both[0]
-        for t in range(len(energy)):
-            if t:
-                torch.logsumexp(table + x.unsqueeze(-2), -1, out=images[t])
-                x = both[t] + images[t]
-            torch.logsumexp(x, -1, keepdim=True, out=totals[t])
-            x = torch.sub(x, totals[t], out=vectors[t])
-        present = _present(lengths, len(energy))
-        joint = vectors[:, 0] + _reverse(images[:, 1], lengths)
-        return cls(
-            _where(present, totals[:, 0], 0.0).sum((0, -1)),
-            _where(present, joint.softmax(-1), 0.0),
-            _where(present, _reverse(vectors[:, 1], lengths), 0.0),
-            log_transition,
-            lengths,
-        )
-
-    def select(self, rows: Tensor) -> "LogMessages":
-        """Messages of some of the chains."""
-        table = self.log_transition
-        return LogMessages(
-            self.log_normalizer[rows],
-            self.marginals[:, rows],
-            self.log_later[:, rows],
-            table if len(table) == 1 else table[rows],
-            None if self.lengths is None else self.lengths[rows],
-        )
-
-    def _kernel(self, t: int) -> Tensor:
-        """``p(k_{t+1} | k_t)`` under the posterior, of shape (B, K, K); zero after the end."""
-        kernel = (self.log_transition + self.log_later[t + 1].unsqueeze(-2)).softmax(-1)
-        kernel = kernel.nan_to_num(0.0)  # rows of states that lead nowhere
-        if self.lengths is not None:
-            kernel *= (self.lengths > t + 1)[:, None, None]
-        return kernel
-
-    def _pair(self, t: int) -> Tensor:
-        return self.marginals[t].unsqueeze(-1) * self._kernel(t)
-
-    def pair_counts(self) -> Tensor:
-        """Pair marginals summed over steps, of shape (B, K, K)."""
-        n_steps, n_chains, n_states = self.marginals.shape
-        counts = self.marginals.new_zeros(n_chains, n_states, n_states)
-        for t in range(n_steps - 1):
-            counts += self._pair(t)
-        return counts
-
-    def pair_marginals(self) -> Tensor:
-        """``p(k_t, k_{t+1})``, of shape (B, T - 1, K, K)."""
-        n_steps, n_chains, n_states = self.marginals.shape
-        pairs = self.marginals.new_empty(n_chains, n_steps - 1, n_states, n_states)
-        for t in range(n_steps - 1):
-            pairs[:, t] = self._pair(t)
-        return pairs
-
-    def fisher(
-        self, weights: Tensor, pair_weights: PairWeights | None = None, want_pairs: bool = False
-    ) -> tuple[Tensor, Tensor | None]:
-        """Covariances of ``f`` with the indicators of states, and with the counts of pairs.
-
-        ``weights`` is ``v``, of shape (T, B, K).
-        """
-        gamma = self.marginals
-        n_steps, n_chains, n_states = gamma.shape
-        v = weights - (gamma * weights).sum(-1, keepdim=True)
-        future = torch.zeros_like(gamma)  # E[f after t | k_t]
-        for t in reversed(range(n_steps - 1)):
-            kernel = self._kernel(t)
-            gain = (v[t + 1] + future[t + 1]).unsqueeze(-2).expand_as(kernel)
-            if pair_weights is not None:
-                gain = gain + self._centered(pair_weights, t, kernel)
-            future[t] = (kernel * gain).sum(-1)
-        past = gamma * v  # gamma * E[f up to t | k_t]
-        counts = gamma.new_zeros(n_chains, n_states, n_states) if want_pairs else None
-        for t in range(n_steps - 1):
-            kernel = self._kernel(t)
-            flow = past[t].unsqueeze(-1) * kernel
-            pair = gamma[t].unsqueeze(-1) * kernel
-            if pair_weights is not None:
-                flow += pair * self._centered(pair_weights, t, kernel)
-            past[t + 1] += flow.sum(-2)
-            if counts is not None:
-                counts += flow + pair * (v[t + 1] + future[t + 1]).unsqueeze(-2)
-        return past + gamma * future, counts
-
-    def _centered(self, weights: PairWeights, t: int, kernel: Tensor) -> Tensor:
-        """``V`` minus its posterior mean at a step."""
-        value: Any = 0.0
-        if weights.constant is not None:
-            value = value + weights.constant
-        if weights.stepwise is not None:
-            value = value + weights.stepwise[:, t]
-        pair = self.marginals[t].unsqueeze(-1) * kernel
-        return value - (pair * value).sum((-2, -1), keepdim=True)
 
 
 class Transition(NamedTuple):
@@ -417,26 +282,6 @@ def build_messages(
             return LogMessages.build(energy, log_transition, lengths)
         parallel = parallel and len(energy) > 1
         return ProbabilityMessages.build(energy, transition, lengths, parallel)
-
-
-def _present(lengths: Tensor | None, n_steps: int) -> Tensor | None:
-    """Whether each step exists, of shape (T, B, 1)."""
-    if lengths is None:
-        return None
-    return (torch.arange(n_steps, device=lengths.device)[:, None] < lengths).unsqueeze(-1)
-
-
-def _where(present: Tensor | None, values: Tensor, other: float) -> Tensor:
-    return values if present is None else torch.where(present, values, other)
-
-
-def _reverse(steps: Tensor, lengths: Tensor | None) -> Tensor:
-    """Reverse the steps (T, B, K) of each chain, leaving those that do not exist in place."""
-    if lengths is None:
-        return steps.flip(0)
-    time = torch.arange(len(steps), device=steps.device)[:, None]
-    index = torch.where(time < lengths, lengths - 1 - time, time)
-    return steps.gather(0, index.unsqueeze(-1).expand_as(steps))
 
 
 def _outer(first: Tensor, second: Tensor) -> Tensor:

@@ -157,3 +157,39 @@ def _join(blocks: Tensor, n_blocks: int, n_steps: int) -> Tensor:
     length, groups, _, states = blocks.shape
     steps = blocks.view(length, groups, n_blocks, -1, states).permute(2, 0, 1, 3, 4)
     return steps.flatten(0, 1)[:n_steps]
+
+
+class PairWeights(NamedTuple):
+    """Function of pairs of states, ``constant`` plus ``stepwise``, either may be None.
+
+    Parameters
+    ----------
+    constant : Tensor of shape (B, K, K), optional
+        The same at all steps.
+    stepwise : Tensor of shape (B, T - 1, K, K), optional
+        One for each step.
+    """
+
+    constant: Tensor | None = None
+    stepwise: Tensor | None = None
+
+
+def steps_exist(lengths: Tensor | None, n_steps: int) -> Tensor | None:
+    """Whether each step exists, of shape (T, B, 1)."""
+    if lengths is None:
+        return None
+    return (torch.arange(n_steps, device=lengths.device)[:, None] < lengths).unsqueeze(-1)
+
+
+def where_present(present: Tensor | None, values: Tensor, other: float) -> Tensor:
+    """Values of steps that exist, and ``other`` for those that do not."""
+    return values if present is None else torch.where(present, values, other)
+
+
+def reverse_steps(steps: Tensor, lengths: Tensor | None) -> Tensor:
+    """Reverse the steps (T, B, K) of each chain, leaving those that do not exist in place."""
+    if lengths is None:
+        return steps.flip(0)
+    time = torch.arange(len(steps), device=steps.device)[:, None]
+    index = torch.where(time < lengths, lengths - 1 - time, time)
+    return steps.gather(0, index.unsqueeze(-1).expand_as(steps))

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Expectation maximisation for linear-Gaussian state space models."""
 
+import itertools
+import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -14,6 +16,7 @@ from sksvae.state_space.expectation import ObservedRows, each_chain
 from sksvae.state_space.model import StateSpace
 from sksvae.state_space.subspace import choose_windows, subspace_identification
 
+_TRIAL_ROUNDS = 5  # after which starts are compared
 # What the prior of the first state counts for, in sequences: there may be only one of these.
 _PRIOR_SEQUENCES = 1.0
 
@@ -42,7 +45,7 @@ def fit_state_space(
     *,
     max_iter: int = 50,
     tol: float = 1e-3,
-    min_noise: float = 1e-3,
+    min_noise: float = 1e-5,
     prior_rows: float = 1e-3,
     max_length: int = 200,
     max_rows: int = 20_000,
@@ -50,9 +53,10 @@ def fit_state_space(
 ) -> StateSpaceFit:
     """Fit a linear-Gaussian state space model to standardised sequences.
 
-    Expectation maximisation from the model that `subspace_identification` finds. Sequences are cut
-    into windows, each taken for a sequence by itself: the distribution of the first state is that
-    of the first state of a window. Missing values are left out exactly.
+    Expectation maximisation from what `subspace_identification` finds, with and without directions
+    that may be chance; the start with the better objective after some rounds goes on. Sequences
+    are cut into windows, each taken for a sequence by itself: the distribution of the first state
+    is that of the first state of a window. Missing values are left out exactly.
 
     The estimate is a mode of the posterior under weak conjugate priors, which keep ``Q``, ``psi``
     and ``Sigma_0`` positive definite and everything defined for features that were never seen and
@@ -78,7 +82,7 @@ def fit_state_space(
         Most rounds.
     tol : float, default=1e-3
         Gain in nats per row at which to stop.
-    min_noise : float, default=1e-3
+    min_noise : float, default=1e-5
         Least noise variance of a feature.
     prior_rows : float, default=1e-3
         Strength of the priors.
@@ -114,16 +118,30 @@ def fit_state_space(
     """
     X, lengths = choose_windows(X, lengths, max_length, max_rows, check_random_state(random_state))
     rows = ObservedRows.from_arrays(X, lengths)
-    start = subspace_identification(
-        X, lengths, latent_dim, min_noise=min_noise, max_rows=max_rows, max_length=max_length
-    )
-    rounds = em_rounds(rows, start, min_noise, prior_rows)
-    objectives: list[float] = []
-    while len(objectives) <= max_iter:
-        model, objective = next(rounds)
+    starts = [
+        subspace_identification(
+            X,
+            lengths,
+            latent_dim,
+            significant=significant,
+            min_noise=min_noise,
+            max_rows=max_rows,
+            max_length=max_length,
+        )
+        for significant in (True, False)
+    ]
+    if np.array_equal(starts[0].transition, starts[1].transition):
+        starts = starts[:1]
+    best, best_rounds, objectives = None, None, [-math.inf]
+    for start in starts:
+        rounds = em_rounds(rows, start, min_noise, prior_rows)
+        trial = list(itertools.islice(rounds, min(_TRIAL_ROUNDS, max_iter) + 1))
+        if best is None or trial[-1][1] > objectives[-1]:
+            best, best_rounds, objectives = trial[-1][0], rounds, [value for _, value in trial]
+    model = best
+    while len(objectives) <= max_iter and objectives[-1] - objectives[-2] >= tol:
+        model, objective = next(best_rounds)
         objectives.append(objective)
-        if len(objectives) > 1 and objective - objectives[-2] < tol:
-            break
     return StateSpaceFit(model.canonical(*model.state_moments(X, lengths)), objectives)
 
 

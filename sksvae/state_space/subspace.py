@@ -15,6 +15,7 @@ from sksvae.state_space.model import StateSpace
 _MIN_AXES = 20  # of the features, principal axes that lagged correlations are taken of
 _MAX_LAGS = 30
 _BLOCK_SIZE = 160  # entries of a past or future, about
+_NO_CORRELATION = 1e-6  # of a direction that is rounding only
 _MAX_MODULUS = 0.999  # of the eigenvalues of the transition
 
 
@@ -24,7 +25,8 @@ def subspace_identification(
     latent_dim: int,
     *,
     n_lags: int | None = None,
-    min_noise: float = 1e-3,
+    significant: bool = True,
+    min_noise: float = 1e-5,
     max_length: int = 200,
     max_rows: int = 20_000,
     random_state: int | np.random.RandomState | None = None,
@@ -48,7 +50,10 @@ def subspace_identification(
     n_lags : int, optional
         Rows of past and of future. The default is as many as the lengths and the number of rows
         allow, up to 30.
-    min_noise : float, default=1e-3
+    significant : bool, default=True
+        Whether the state is limited to canonical correlations that stand out from chance. Without
+        it weak harmonics are kept, and chance fills the state up.
+    min_noise : float, default=1e-5
         Least noise variance of a feature.
     max_length : int, default=200
         Longest window, if windows have to be drawn.
@@ -83,7 +88,7 @@ def subspace_identification(
         X, lengths = choose_windows(X, lengths, max_length, max_rows, random_state)
     mean, centred = _fill(np.asarray(X, dtype=np.float64), np.asarray(lengths, dtype=np.intp))
     axes = _reduction(centred, latent_dim)
-    memory = _identify(centred @ axes, np.asarray(lengths), latent_dim, n_lags)
+    memory = _identify(centred @ axes, np.asarray(lengths), latent_dim, n_lags, significant)
     loading = axes @ memory.loading
     static = _static_loading(centred, loading, latent_dim - loading.shape[1])
     innovations = centred.var(0) - (loading**2).sum(1) - (static**2).sum(1)
@@ -193,8 +198,10 @@ class _Memory(NamedTuple):
         return cls(np.zeros((n_axes, 0)), np.zeros((0, 0)), np.zeros((0, 0)))
 
 
-def _identify(Y: np.ndarray, lengths: np.ndarray, latent_dim: int, n_lags: int | None) -> _Memory:
-    """Canonical correlations of past and future, those that stand out from chance."""
+def _identify(
+    Y: np.ndarray, lengths: np.ndarray, latent_dim: int, n_lags: int | None, significant: bool
+) -> _Memory:
+    """State from canonical correlations of past and future."""
     n_axes = Y.shape[1]
     n_lags = _choose_lags(lengths, n_axes, latent_dim) if n_lags is None else n_lags
     position = _positions(lengths, n_lags)
@@ -206,7 +213,8 @@ def _identify(Y: np.ndarray, lengths: np.ndarray, latent_dim: int, n_lags: int |
     product = linalg.solve_triangular(past_factor, past.T @ future, lower=True) / len(past)
     product = linalg.solve_triangular(future_factor, product.T, lower=True)
     left, correlations, right = linalg.svd(product, full_matrices=False)
-    n = min(latent_dim, int((correlations > _chance(past)).sum()))
+    least = _chance(past) if significant else _NO_CORRELATION
+    n = min(latent_dim, int((correlations > least).sum()))
     if n == 0:
         return _Memory.none(n_axes)
     states = past @ linalg.solve_triangular(past_factor, right[:n].T, trans="T", lower=True)
