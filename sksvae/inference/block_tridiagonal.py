@@ -35,6 +35,7 @@ import torch
 from torch import Tensor
 
 from sksvae.expfam.numerics import symmetrize
+from sksvae.inference.derivatives import differentiated_once
 from sksvae.inference.elimination_orders import (
     CyclicReduction,
     EliminationOrder,
@@ -247,23 +248,8 @@ class _Chain(torch.autograd.Function):
         *saved, mean, V, lag = ctx.saved_tensors
         with torch.no_grad():
             gradients = _adjoint(ctx.order, saved, mean, V, lag, *cotangents)
-        if torch.is_grad_enabled():
-            # With create_graph, `once_differentiable` would let through, as constants, gradients
-            # of sums: their cotangents do not require a gradient although what is saved does.
-            gradients = (g if g is None else _DifferentiatedOnce.apply(g, mean) for g in gradients)
+        gradients = differentiated_once(gradients, mean, "chain_moments")
         return None, *gradients
-
-
-class _DifferentiatedOnce(torch.autograd.Function):
-    """Mark a gradient as dependent on the results of the chain, with unknown derivative."""
-
-    @staticmethod
-    def forward(ctx: Any, gradient: Tensor, result: Tensor) -> Tensor:
-        return gradient.view_as(gradient)
-
-    @staticmethod
-    def backward(ctx: Any, *_: Tensor) -> tuple[Tensor | None, ...]:
-        raise RuntimeError("chain_moments is differentiable only once.")
 
 
 def _adjoint(

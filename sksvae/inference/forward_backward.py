@@ -28,6 +28,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from sksvae.inference.derivatives import differentiated_once
 from sksvae.inference.markov_log_messages import LogMessages
 from sksvae.inference.markov_messages import ProbabilityMessages, build_messages
 from sksvae.inference.markov_sweeps import PairWeights, steps_exist
@@ -327,25 +328,8 @@ class _Markov(torch.autograd.Function):
             if g_table is not None and ctx.n_tables == 1:
                 g_table = g_table.sum(0, keepdim=True)
             gradients = [g if g is None else g.to(ctx.dtype) for g in (g_energy, g_table)]
-        if torch.is_grad_enabled():
-            # With create_graph, `once_differentiable` would let through, as constants, gradients
-            # of sums: their cotangents do not require a gradient although what is saved does.
-            gradients = [
-                g if g is None else _DifferentiatedOnce.apply(g, counts) for g in gradients
-            ]
+        gradients = differentiated_once(gradients, counts, "markov_moments")
         return None, None, *gradients
-
-
-class _DifferentiatedOnce(torch.autograd.Function):
-    """Mark a gradient as dependent on the results of the chain, with unknown derivative."""
-
-    @staticmethod
-    def forward(ctx: Any, gradient: Tensor, result: Tensor) -> Tensor:
-        return gradient.view_as(gradient)
-
-    @staticmethod
-    def backward(ctx: Any, *_: Tensor) -> tuple[Tensor | None, ...]:
-        raise RuntimeError("markov_moments is differentiable only once.")
 
 
 def _adjoint(
