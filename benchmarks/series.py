@@ -8,9 +8,9 @@ One JSON line per series, seed and model, then one with the medians and the wors
 The series are those of statsmodels: `elnino`, monthly sea surface temperatures, and `co2`, weekly
 concentrations with gaps. Of each, 20 % of the steps are removed, in stretches of a quarter to one
 and a half years; errors are those on what was removed, in the units of the series, and coverage is
-that of nominal 90 % bands. The number of latents and hidden layers of the SVAE are those with the best
-score on the last quarter of the first seed's series, when fitted to the rest; what was removed only
-measures.
+that of nominal 90 % bands. The number of latents and hidden layers of the SVAE are those with the
+best score on the last quarter of the first seed's series, when fitted to the rest; what was removed
+only measures.
 
 The structural models are the `UnobservedComponents` of statsmodels with a trigonometric season, and
 a level or a local linear trend, once as they are and once with an autoregression of order one.
