@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The forms in which sequences come, read into one and mirrored in what goes back."""
 
+import inspect
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -291,6 +292,14 @@ def _decided(rows: str, values: np.ndarray) -> str:
         "rows='consecutive'. If they are several, pass groups, a list of arrays or a 3-D array. If "
         "they are independent, set rows='independent', which silences this warning.",
         SequenceWarning,
-        stacklevel=3,
+        stacklevel=_level_of_the_caller(),
     )
     return "independent"
+
+
+def _level_of_the_caller() -> int:
+    """Level, for a warning, of the line outside of this package and scikit-learn that led here."""
+    frame, level = inspect.currentframe().f_back, 1
+    while frame.f_back and frame.f_globals["__name__"].split(".")[0] in ("sksvae", "sklearn"):
+        frame, level = frame.f_back, level + 1
+    return level

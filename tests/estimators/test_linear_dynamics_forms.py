@@ -204,6 +204,7 @@ def test_rows_without_order_are_sequences_of_one_step(rows, recwarn):
         message = str(warned[0].message)
         for way in ("rows='consecutive'", "groups", "list", "3-D array", "rows='independent'"):
             assert way in message
+        assert warned[0].filename == __file__
     assert estimator.rows_ == "independent"
     by_array = quick().fit(SHUFFLED[:, None])
     for name in READERS:

@@ -286,8 +286,9 @@ def test_what_rows_are_can_be_said(rows, lengths):
 
 
 def test_the_decision_is_kept_for_other_tables():
-    with pytest.warns(SequenceWarning):
+    with pytest.warns(SequenceWarning) as warned:
         rows = read_sequences(np.random.default_rng(0).normal(size=(50, 2))).rows
+    assert warned[0].filename == __file__
     assert read_sequences(SERIES, rows=rows).n_sequences == 300
     # Fitted on a list, asked for a table: sequences are what rows make there.
     rows = read_sequences([SERIES]).rows
