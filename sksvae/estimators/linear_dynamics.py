@@ -37,7 +37,7 @@ _START_LENGTH = 200  # least limit of the windows for the start: long periods ne
 _TRIAL_ITER = 5  # rounds of variational Bayes under each of them
 _VB_ITER = 15  # further rounds under the best
 _VB_TOL = 1e-3  # nats per step
-_REFIT_ITER = 200
+_REFIT_ITER = 50
 _REFIT_TOL = 2e-3
 
 
@@ -377,8 +377,9 @@ class SVAELinearDynamics(SequencePredictions):
         -------
         self : SVAELinearDynamics
             With new dynamics, fitted from where they stood to the posterior of ``X`` alone, in
-            windows of ``sequence_length`` as in `fit`. What `fit` said about its own training
-            (``lower_bound_``, ``history_``) stays.
+            windows of ``sequence_length`` as in `fit`, in at most 50 rounds of variational Bayes;
+            another call goes on. What `fit` said about its own training (``lower_bound_``,
+            ``history_``) stays.
 
         References
         ----------
