@@ -4,13 +4,14 @@
 import copy
 import math
 from collections.abc import Callable, Sequence
+from numbers import Integral
 from typing import TypeVar
 
 import numpy as np
 import torch
 from scipy import stats
 from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin
-from sklearn.utils import check_array
+from sklearn.utils import check_array, check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from sksvae.estimators.scaling import Scaling
@@ -105,6 +106,15 @@ class FittedMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
                 for chunk in torch.as_tensor(Z, device=self.device).split(CHUNK)
             ]
         return Scaling(self.location_, self.scale_).restore(np.concatenate(parts), model.likelihood)
+
+    @staticmethod
+    def _check_count(value, name: str) -> None:
+        if not isinstance(value, Integral) or value < 1:
+            raise ValueError(f"{name} must be an integer of at least 1, got {value!r}.")
+
+    def _generator(self) -> torch.Generator:
+        seed = check_random_state(self.random_state).randint(SEED_BOUND)
+        return torch.Generator(device=self.device).manual_seed(seed)
 
     def _edited(self, edit: Callable[[GraphicalT], GraphicalT]):
         """Copy of the estimator with another graphical model."""

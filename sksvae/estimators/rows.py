@@ -4,18 +4,16 @@
 import math
 from abc import ABCMeta
 from collections.abc import Callable, Iterator
-from numbers import Integral
 
 import numpy as np
 import torch
 from sklearn.base import _fit_context
 from sklearn.callback import with_callbacks
-from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from sksvae.estimators.base import BaseSVAE
-from sksvae.estimators.fitted import CHUNK, SEED_BOUND, normal_points
+from sksvae.estimators.fitted import CHUNK, normal_points
 from sksvae.estimators.scaling import Scaling
 from sksvae.estimators.validation import unchanged_on_error
 from sksvae.graphical import Posterior
@@ -213,11 +211,8 @@ class RowSVAE(BaseSVAE, metaclass=ABCMeta):
     def _sample(self, n_samples: int) -> tuple[np.ndarray, np.ndarray]:
         """Rows and the components they came from."""
         check_is_fitted(self)
-        if not isinstance(n_samples, Integral) or n_samples < 1:
-            raise ValueError(f"n_samples must be an integer of at least 1, got {n_samples!r}.")
-        seed = check_random_state(self.random_state).randint(SEED_BOUND)
-        model = self._rebuild()
-        generator = torch.Generator(device=self.device).manual_seed(seed)
+        self._check_count(n_samples, "n_samples")
+        model, generator = self._rebuild(), self._generator()
         with torch.no_grad():
             z, labels = model.graphical.sample(int(n_samples), generator)
             x = model.likelihood.sample(model.decode(z), model.noise_params, generator)

@@ -3,15 +3,13 @@
 
 import warnings
 from collections.abc import Iterator
-from numbers import Integral
 
 import numpy as np
 import torch
-from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
-from sksvae.estimators.fitted import SEED_BOUND, normal_points
+from sksvae.estimators.fitted import normal_points
 from sksvae.estimators.scaling import Scaling
 from sksvae.estimators.sequences import SequenceSVAE
 from sksvae.estimators.validation import checked_numbers
@@ -276,15 +274,6 @@ class SequencePredictions(SequenceSVAE):
                 RuntimeWarning,
                 stacklevel=3,
             )
-
-    @staticmethod
-    def _check_count(value, name: str) -> None:
-        if not isinstance(value, Integral) or value < 1:
-            raise ValueError(f"{name} must be an integer of at least 1, got {value!r}.")
-
-    def _generator(self) -> torch.Generator:
-        seed = check_random_state(self.random_state).randint(SEED_BOUND)
-        return torch.Generator(device=self.device).manual_seed(seed)
 
     def _in_units(self, x: np.ndarray) -> np.ndarray:
         """From the scale of the likelihood to the units of X."""

@@ -15,7 +15,8 @@ from sksvae.graphical.api import (
 )
 from sksvae.graphical.dynamics_prior import DynamicsPrior
 from sksvae.graphical.linear_dynamics import LinearDynamicsModel
-from sksvae.graphical.mixture import GaussianMixtureModel, MixturePrior
+from sksvae.graphical.mixture import GaussianMixtureModel
+from sksvae.graphical.mixture_prior import MixturePrior
 from sksvae.graphical.point_dynamics import DynamicsParameters
 from sksvae.graphical.pruning import Removal, propose_removal, prune_components
 from sksvae.graphical.standard_normal import StandardNormalModel

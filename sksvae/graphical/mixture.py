@@ -20,6 +20,7 @@ from sksvae.expfam import (
 )
 from sksvae.expfam.numerics import log_det, symmetrize
 from sksvae.graphical.api import GraphicalModel, Posterior, Potentials
+from sksvae.graphical.mixture_prior import MixturePrior
 from sksvae.inference import (
     FixedPoint,
     FixedPointSettings,
@@ -32,82 +33,6 @@ from sksvae.inference import (
 _LOG_2PI = math.log(2 * math.pi)
 _NIW = NIW()
 _DIRICHLET = Dirichlet()
-
-
-class MixturePrior(NamedTuple):
-    """Dirichlet over weights and normal inverse Wisharts over components.
-
-    Parameters
-    ----------
-    weights : DirichletParams
-        Concentration of shape (n_components,).
-    components : NIWParams
-        With leading axis n_components.
-    """
-
-    weights: DirichletParams
-    components: NIWParams
-
-    @classmethod
-    def symmetric(
-        cls,
-        n_components: int,
-        concentration: float,
-        mean: Tensor,
-        mean_precision: float,
-        covariance: Tensor,
-        dof: float,
-    ) -> "MixturePrior":
-        """Give every component the same prior, as `BayesianGaussianMixture` does.
-
-        Parameters
-        ----------
-        n_components : int
-            Number of components.
-        concentration : float
-            Dirichlet concentration of each.
-        mean : Tensor of shape (latent_dim,)
-            Prior mean.
-        mean_precision : float
-            Pseudo-count behind the mean.
-        covariance : Tensor of shape (latent_dim, latent_dim)
-            Scale matrix of the inverse Wishart.
-        dof : float
-            Degrees of freedom.
-
-        Returns
-        -------
-        MixturePrior
-            The prior.
-        """
-        full = (n_components,)
-        return cls(
-            DirichletParams(mean.new_full(full, concentration)),
-            NIWParams(
-                covariance.expand(*full, *covariance.shape).clone(),
-                mean.expand(*full, *mean.shape).clone(),
-                mean.new_full(full, mean_precision),
-                mean.new_full(full, dof),
-            ),
-        )
-
-    def select(self, components: Tensor) -> "MixturePrior":
-        """Parameters of some of the components.
-
-        Parameters
-        ----------
-        components : Tensor of shape (n_selected,)
-            Indices.
-
-        Returns
-        -------
-        MixturePrior
-            In the given order.
-        """
-        return MixturePrior(
-            DirichletParams(self.weights.concentration[components]),
-            NIWParams(*(field[components] for field in self.components)),
-        )
 
 
 class _Coupling(NamedTuple):

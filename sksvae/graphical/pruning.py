@@ -16,7 +16,8 @@ from sksvae.expfam import (
     natural_step,
 )
 from sksvae.graphical.api import Posterior
-from sksvae.graphical.mixture import GaussianMixtureModel, MixturePrior, mixture_stats
+from sksvae.graphical.mixture import GaussianMixtureModel, mixture_stats
+from sksvae.graphical.mixture_prior import MixturePrior
 
 _NIW = NIW()
 _DIRICHLET = Dirichlet()
