@@ -286,16 +286,17 @@ class SequencePredictions(SequenceSVAE):
 
     def _last_moments(self, sequences: Sequences) -> tuple[SequenceVAE, Tensor, Tensor]:
         """Posterior moments of the last step of each sequence."""
-        last = np.cumsum(sequences.lengths) - 1
-        dim = self.latent_dim_
-
-        def read(model: SequenceVAE, rows: SequenceRows) -> Tensor:
-            posterior = model.infer(rows)
-            moments = torch.cat([posterior.mean.unsqueeze(-1), posterior.covariance], -1)
-            return moments[posterior.mask]
-
-        collected = torch.as_tensor(self._collect(sequences, read)[last], device=self.device)
-        return self._rebuild(), collected[..., 0], collected[..., 1 : dim + 1]
+        last, dim = np.cumsum(sequences.lengths) - 1, self.latent_dim_
+        moments = np.empty((sequences.n_sequences, dim, 1 + dim), self.location_.dtype)
+        for model, rows, positions in self._batches(sequences):
+            posterior, end = model.infer(rows), rows.lengths - 1
+            each = torch.arange(len(end), device=end.device)
+            mean, covariance = posterior.mean[each, end], posterior.covariance[each, end]
+            # Batches are not in the order of the sequences.
+            place = np.searchsorted(last, positions[rows.lengths.cumsum(0).cpu().numpy() - 1])
+            moments[place] = torch.cat([mean.unsqueeze(-1), covariance], -1).cpu().numpy()
+        collected = torch.as_tensor(moments, device=self.device)
+        return self._rebuild(), collected[..., 0], collected[..., 1:]
 
     def _points(self) -> Tensor:
         """Quasi-random points whose mean and covariance are exactly zero and the identity.
