@@ -20,6 +20,7 @@ from sksvae.graphical.mixture_prior import MixturePrior
 from sksvae.graphical.point_dynamics import DynamicsParameters
 from sksvae.graphical.pruning import Removal, propose_removal, prune_components
 from sksvae.graphical.standard_normal import StandardNormalModel
+from sksvae.graphical.switching_prior import SwitchingPrior
 
 GRAPHICAL_MODELS: dict[str, type[GraphicalModel]] = {
     "mixture": GaussianMixtureModel,
@@ -46,6 +47,7 @@ __all__ = [
     "Removal",
     "SequenceModel",
     "StandardNormalModel",
+    "SwitchingPrior",
     "propose_removal",
     "prune_components",
 ]

@@ -248,3 +248,75 @@ def chain_stats(
     regressors = torch.cat([above, below.unsqueeze(-2)], -2)
     precision = -0.5 * total(moves, second[:, 1:])
     return initial, MNIWNatural(precision, cross, -0.5 * regressors, 0.5 * counts)
+
+
+def transition_energies(posterior: ChainPosterior, dynamics: MNIWStats) -> Tensor:
+    """Expected log density of each transition under each of K dynamics.
+
+    With ``Xbar = P^-1 C``, which is the posterior mean of ``X``, and residuals ``e = m' - Xbar y``,
+    that of a transition between means ``m`` and ``m'`` is ::
+
+        -e'P e/2 - y'(G - Xbar'P Xbar) y/2 + (E log|P| - D log 2 pi) / 2,   y = (m, 1),
+
+    and covariances enter linearly. No two large terms cancel, whatever the precision.
+
+    Parameters
+    ----------
+    posterior : ChainPosterior
+        Of the sequences.
+    dynamics : MNIWStats
+        Expected statistics of ``X = [A b]`` and ``Q``, with leading axis K.
+
+    Returns
+    -------
+    Tensor of shape (n_sequences, n_steps - 1, K)
+        ``E_q(z) E_q(theta) log N(z_{t+1}; A_k z_t + b_k, Q_k)`` in nats; differentiable in
+        everything. What stands at transitions that do not exist means nothing.
+
+    Examples
+    --------
+    A move by one unit is likelier under dynamics that drift:
+
+    >>> import torch
+    >>> from sksvae.expfam import MNIWStats
+    >>> from sksvae.graphical import ChainPosterior
+    >>> from sksvae.graphical.gaussian_chain import transition_energies
+    >>> mean, none = torch.tensor([[[0.0], [1.0]]]), torch.zeros(1, 2, 1, 1)
+    >>> mask = torch.ones(1, 2, dtype=torch.bool)
+    >>> move = ChainPosterior(mean, none, none[:, 1:], mean[None], torch.zeros(1), mask)
+    >>> X = torch.tensor([[[1.0, 0.0]], [[1.0, 1.0]]])
+    >>> dynamics = MNIWStats(torch.ones(2, 1, 1), X, X.mT @ X, torch.zeros(2))
+    >>> transition_energies(move, dynamics)
+    tensor([[[-1.4189, -0.9189]]])
+    """
+    mean, dim = posterior.mean, posterior.mean.shape[-1]
+    precision, quadratic = symmetrize(dynamics.precision), symmetrize(dynamics.quadratic)
+    regression = torch.linalg.solve(precision, dynamics.precision_mean)
+    doubt = quadratic - symmetrize(regression.mT @ dynamics.precision_mean)
+    y = pad(mean[:, :-1], (0, 1), value=1.0)
+    residual = mean[:, 1:].unsqueeze(-2) - (y @ regression.flatten(0, 1).mT).unflatten(
+        -1, regression.shape[:2]
+    )
+    square = torch.einsum("...ki,kij,...kj->...k", residual, precision, residual)
+    regressors = y.unsqueeze(-1) * y.unsqueeze(-2)
+    square = square + regressors.flatten(-2) @ doubt.flatten(1).mT
+    covariances = torch.cat(
+        [
+            part.flatten(-2)
+            for part in (
+                posterior.covariance[:, 1:],
+                posterior.covariance[:, :-1],
+                -2.0 * posterior.lag_covariance,
+            )
+        ],
+        -1,
+    )
+    weights = torch.cat(
+        [
+            part.flatten(1)
+            for part in (precision, quadratic[:, :dim, :dim], dynamics.precision_mean[:, :, :dim])
+        ],
+        -1,
+    )
+    square = square + covariances @ weights.mT
+    return 0.5 * (dynamics.log_det_precision - dim * _LOG_2PI - square)
