@@ -18,8 +18,11 @@ from sksvae.graphical.linear_dynamics import LinearDynamicsModel
 from sksvae.graphical.mixture import GaussianMixtureModel
 from sksvae.graphical.mixture_prior import MixturePrior
 from sksvae.graphical.point_dynamics import DynamicsParameters
+from sksvae.graphical.point_switching import SwitchingForecast, SwitchingParameters
 from sksvae.graphical.pruning import Removal, propose_removal, prune_components
 from sksvae.graphical.standard_normal import StandardNormalModel
+from sksvae.graphical.switching_dynamics import SwitchingDynamicsModel
+from sksvae.graphical.switching_inference import SwitchingPosterior
 from sksvae.graphical.switching_prior import SwitchingPrior
 
 GRAPHICAL_MODELS: dict[str, type[GraphicalModel]] = {
@@ -29,6 +32,7 @@ GRAPHICAL_MODELS: dict[str, type[GraphicalModel]] = {
 
 SEQUENCE_MODELS: dict[str, type[SequenceModel]] = {
     "linear_dynamics": LinearDynamicsModel,
+    "switching_dynamics": SwitchingDynamicsModel,
 }
 
 __all__ = [
@@ -47,6 +51,10 @@ __all__ = [
     "Removal",
     "SequenceModel",
     "StandardNormalModel",
+    "SwitchingDynamicsModel",
+    "SwitchingForecast",
+    "SwitchingParameters",
+    "SwitchingPosterior",
     "SwitchingPrior",
     "propose_removal",
     "prune_components",

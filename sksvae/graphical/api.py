@@ -12,6 +12,8 @@ from torch import Tensor
 from sksvae.inference import FixedPointSettings, draw_gaussian
 from sksvae.inference.block_tridiagonal import ChainMethod
 
+DEFAULT_SETTINGS = FixedPointSettings()
+
 
 class Potentials(NamedTuple):
     """Gaussian evidence of the encoder, ``log l(z) = r'z - z' diag(R) z / 2``.
@@ -311,6 +313,8 @@ class SequenceModel(ConjugateModel[ChainPosterior]):
         mask: Tensor,
         noise: Tensor | None = None,
         method: ChainMethod = "auto",
+        settings: FixedPointSettings = DEFAULT_SETTINGS,
+        start: Tensor | None = None,
     ) -> ChainPosterior:
         """Posterior of the latents of each sequence given potentials and expected parameters.
 
@@ -328,6 +332,10 @@ class SequenceModel(ConjugateModel[ChainPosterior]):
             Standard normal numbers for the draws.
         method : {'auto', 'sequential', 'parallel'}, default='auto'
             Order of elimination, see `sksvae.inference.chain_moments`.
+        settings : FixedPointSettings, default=FixedPointSettings()
+            How block updates are iterated and differentiated, where inference takes any.
+        start : Tensor of shape (n_sequences, n_steps, n_states), optional
+            First ``q(k_t)`` of the block updates, where there are states.
 
         Returns
         -------

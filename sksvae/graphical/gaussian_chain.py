@@ -31,8 +31,11 @@ from torch.nn.functional import pad
 from sksvae.expfam import MNIWNatural, MNIWStats, NIWNatural, NIWStats
 from sksvae.expfam.numerics import symmetrize
 from sksvae.graphical.api import ChainPosterior, Potentials
+from sksvae.inference import chain_moments, long_chain_moments
+from sksvae.inference.block_tridiagonal import ChainMethod
 
 _LOG_2PI = math.log(2 * math.pi)
+_LONG = 20_000  # steps that are worked on at a time where no gradient is needed
 
 
 class ChainNatural(NamedTuple):
@@ -193,6 +196,80 @@ def chain_natural(
     move = dynamics.log_det_precision - earlier[:, dim, dim] - dim * _LOG_2PI
     constant = 0.5 * (starts.sum(-1) * start + moves.sum(-2) @ move)
     return ChainNatural(roles @ shifts, diagonal, lower, constant)
+
+
+def chain_posterior(
+    potentials: Potentials,
+    natural: ChainNatural,
+    mask: Tensor,
+    noise: Tensor | None = None,
+    method: ChainMethod = "auto",
+) -> ChainPosterior:
+    """Exact posterior of chains with potentials.
+
+    As ``log q(z) = E log p(z | theta) + log l(z) - log Z``, the local divergence is
+    ``E_q[log l(z)] - log Z`` [P, app. E], ``Z`` with the constants of the dynamics. Both terms are
+    large where potentials are precise, so they are taken relative to a point ``c`` near the mean of
+    q(z), in ``y = z - c``, where the potentials of ``y`` are small: ::
+
+        log Z = log l(c) + E log p(c | theta) + log int exp((h - J c)'y - y'Jy/2) dy.
+
+    Parameters
+    ----------
+    potentials : Potentials
+        Of shape (n_sequences, n_steps, latent_dim), zero at steps that do not exist.
+    natural : ChainNatural
+        ``E log p(z | theta)``. Sequences of many thousand steps, without a gradient, overwrite
+        its diagonal.
+    mask : Tensor of bool of shape (n_sequences, n_steps)
+        Which steps exist.
+    noise : Tensor of shape (n_draws, n_sequences, n_steps, latent_dim), optional
+        Standard normal numbers for the draws.
+    method : {'auto', 'sequential', 'parallel'}, default='auto'
+        Order of elimination, see `sksvae.inference.chain_moments`.
+
+    Returns
+    -------
+    ChainPosterior
+        Differentiable in potentials and natural parameters.
+
+    Examples
+    --------
+    One step with a standard normal prior, seen once with unit noise:
+
+    >>> import torch
+    >>> from sksvae.graphical import Potentials
+    >>> from sksvae.graphical.gaussian_chain import ChainNatural, chain_posterior
+    >>> one, none = torch.ones(1, 1, 1), torch.zeros(1, 0, 1, 1)
+    >>> prior = ChainNatural(0 * one, one.unsqueeze(-1), none, torch.tensor([-0.9189]))
+    >>> chain_posterior(Potentials(3 * one, one), prior, one.bool().squeeze(-1)).mean
+    tensor([[[1.5000]]])
+    """
+    r, R = potentials
+    h, J = natural.precision_mean, natural.diagonal
+    # The mean, if steps were independent. Any point will do, so it needs no gradient.
+    own = (R + J.diagonal(dim1=-2, dim2=-1)).detach()
+    center = torch.where(mask.unsqueeze(-1), (r + h).detach() / own, 0.0)
+    evidence_slope, product = r - R * center, natural.times(center)
+    slope = evidence_slope + (h - product)
+    if noise is None and mask.shape[1] > _LONG and not torch.is_grad_enabled() and mask.all():
+        J.diagonal(dim1=-2, dim2=-1).add_(R)  # in place: a copy would be the largest of all
+        chain = long_chain_moments(slope, J, natural.lower, _LONG)
+    else:
+        J = J + torch.diag_embed(R)
+        chain = chain_moments(slope, J, natural.lower, mask=mask, noise=noise, method=method)
+    shift, variance = chain.mean, chain.covariance.diagonal(dim1=-2, dim2=-1)
+    evidence = evidence_slope * shift - 0.5 * R * (variance + shift.square())
+    log_prior = (h - 0.5 * product) * center
+    local_kl = (evidence - log_prior).sum((-2, -1)) - natural.constant - chain.log_normalizer
+    return ChainPosterior(
+        mean=center + shift,
+        covariance=chain.covariance,
+        lag_covariance=chain.lag_covariance,
+        draws=center + chain.draws,
+        local_kl=local_kl,
+        mask=mask,
+    )
 
 
 def chain_stats(

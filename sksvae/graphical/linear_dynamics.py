@@ -19,10 +19,11 @@ from sksvae.expfam import (
     natural_step,
 )
 from sksvae.expfam.numerics import cholesky, log_det, standard_normal
-from sksvae.graphical.api import ChainPosterior, Potentials, SequenceModel
+from sksvae.graphical.api import DEFAULT_SETTINGS, ChainPosterior, Potentials, SequenceModel
 from sksvae.graphical.dynamics_prior import DynamicsPrior
 from sksvae.graphical.gaussian_chain import (
     chain_natural,
+    chain_posterior,
     chain_roles,
     chain_stats,
     clean_potentials,
@@ -33,12 +34,11 @@ from sksvae.graphical.point_dynamics import (
     forecast_moments,
     predictive_moments,
 )
-from sksvae.inference import chain_moments, long_chain_moments
+from sksvae.inference import FixedPointSettings
 from sksvae.inference.block_tridiagonal import ChainMethod
 
 _NIW = NIW()
 _MNIW = MNIW()
-_LONG = 20_000  # steps that are worked on at a time where no gradient is needed
 
 
 class LinearDynamicsModel(SequenceModel):
@@ -91,44 +91,18 @@ class LinearDynamicsModel(SequenceModel):
         mask: Tensor,
         noise: Tensor | None = None,
         method: ChainMethod = "auto",
+        settings: FixedPointSettings = DEFAULT_SETTINGS,
+        start: Tensor | None = None,
     ) -> ChainPosterior:
         """Exact posterior of each sequence under expected parameters.
 
-        As ``log q(z) = E log p(z | theta) + log l(z) - log Z``, the local divergence is
-        ``E_q[log l(z)] - log Z`` [P, app. E], ``Z`` with the constants of the dynamics. Both terms
-        are large where potentials are precise, so they are taken relative to a point ``c`` near
-        the mean of q(z), in ``y = z - c``, where the potentials of ``y`` are small: ::
-
-            log Z = log l(c) + E log p(c | theta) + log int exp((h - J c)'y - y'Jy/2) dy.
+        It takes no iteration: ``settings`` and ``start`` are not read.
         """
-        r, R = clean_potentials(potentials, mask)
-        starts, moves = _weights(mask, r.dtype)
+        potentials = clean_potentials(potentials, mask)
+        starts, moves = _weights(mask, potentials.precision.dtype)
         dynamics = MNIWStats(*(field.unsqueeze(0) for field in params[4:]))
         natural = chain_natural(NIWStats(*params[:4]), dynamics, starts, moves)
-        h, J = natural.precision_mean, natural.diagonal
-        # The mean, if steps were independent. Any point will do, so it needs no gradient.
-        own = (R + J.diagonal(dim1=-2, dim2=-1)).detach()
-        center = torch.where(mask.unsqueeze(-1), (r + h).detach() / own, 0.0)
-        evidence_slope, product = r - R * center, natural.times(center)
-        slope = evidence_slope + (h - product)
-        if noise is None and mask.shape[1] > _LONG and not torch.is_grad_enabled() and mask.all():
-            J.diagonal(dim1=-2, dim2=-1).add_(R)  # in place: a copy would be the largest of all
-            chain = long_chain_moments(slope, J, natural.lower, _LONG)
-        else:
-            J = J + torch.diag_embed(R)
-            chain = chain_moments(slope, J, natural.lower, mask=mask, noise=noise, method=method)
-        shift, variance = chain.mean, chain.covariance.diagonal(dim1=-2, dim2=-1)
-        evidence = evidence_slope * shift - 0.5 * R * (variance + shift.square())
-        log_prior = (h - 0.5 * product) * center
-        local_kl = (evidence - log_prior).sum((-2, -1)) - natural.constant - chain.log_normalizer
-        return ChainPosterior(
-            mean=center + shift,
-            covariance=chain.covariance,
-            lag_covariance=chain.lag_covariance,
-            draws=center + chain.draws,
-            local_kl=local_kl,
-            mask=mask,
-        )
+        return chain_posterior(potentials, natural, mask, noise, method)
 
     def prior_kl(self) -> Tensor:
         """``KL(q(theta) || p(theta))``, in nats."""
