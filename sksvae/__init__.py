@@ -9,10 +9,11 @@ __version__ = "0.1.0.dev0"
 _LOCATIONS = {
     "SVAEGaussianMixture": "sksvae.estimators",
     "SVAELinearDynamics": "sksvae.estimators",
+    "SVAESwitchingLDS": "sksvae.estimators",
     "VAE": "sksvae.estimators",
 }
 
-__all__ = ["VAE", "SVAEGaussianMixture", "SVAELinearDynamics"]
+__all__ = ["VAE", "SVAEGaussianMixture", "SVAELinearDynamics", "SVAESwitchingLDS"]
 
 
 def __getattr__(name: str) -> Any:

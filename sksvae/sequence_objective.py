@@ -9,14 +9,36 @@ graphical model sees them padded to one length.
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from sksvae.graphical import ChainPosterior, Potentials
+from sksvae.graphical import ChainPosterior, Potentials, SwitchingPosterior
 from sksvae.inference.block_tridiagonal import ChainMethod
 from sksvae.objective import ELBOTerms, StructuredVAE, control_variate
+
+
+@dataclass
+class StateMemory:
+    """Probabilities of the states of training steps, kept from one epoch to the next.
+
+    Block updates that start from them need two or three rounds where others need ten (DESIGN 5.5).
+
+    Parameters
+    ----------
+    states : Tensor of shape (n_rows, n_states) or None, default=None
+        ``q(k)`` of each step when it was last visited; None before the first visit.
+
+    Examples
+    --------
+    >>> from sksvae.sequence_objective import StateMemory
+    >>> StateMemory().states is None
+    True
+    """
+
+    states: Tensor | None = None
 
 
 class SequenceRows(NamedTuple):
@@ -30,6 +52,12 @@ class SequenceRows(NamedTuple):
         What the encoder sees: standardised on the link scale, zero where a value is missing.
     lengths : Tensor of int of shape (n_sequences,)
         Steps of each sequence, in the order in which they are stacked.
+    memory : StateMemory or None, default=None
+        Where to begin block updates, and to keep where they end.
+    places : Tensor of int of shape (n_rows,) or None, default=None
+        Where in the memory each step has its row.
+    uncut : Tensor of int or None, default=None
+        Lengths of the sequences that windows in this order were cut from.
 
     Examples
     --------
@@ -47,9 +75,40 @@ class SequenceRows(NamedTuple):
     observed: Tensor
     encoded: Tensor
     lengths: Tensor
+    memory: StateMemory | None = None
+    places: Tensor | None = None
+    uncut: Tensor | None = None
 
     def __len__(self) -> int:
         return self.observed.shape[0]
+
+    def with_memory(self, uncut: Tensor | None = None) -> "SequenceRows":
+        """The same steps, with an empty memory, and of which sequences they are windows."""
+        places = torch.arange(len(self), device=self.observed.device)
+        return SequenceRows(self.observed, self.encoded, self.lengths, StateMemory(), places, uncut)
+
+    def rejoined(self) -> "SequenceRows":
+        """The sequences that windows were cut from, with the same memory."""
+        if self.uncut is None:
+            return self
+        return SequenceRows(self.observed, self.encoded, self.uncut, self.memory, self.places)
+
+    def recall(self) -> Tensor | None:
+        """Remembered states of each sequence, padded; None if there are none."""
+        if self.memory is None or self.memory.states is None:
+            return None
+        return pad_steps(self.memory.states[self.places], self.mask)
+
+    def remember(self, posterior: ChainPosterior) -> None:
+        """Keep the states of a posterior for the next visit, if there are any and a memory."""
+        if self.memory is None or not isinstance(posterior, SwitchingPosterior):
+            return
+        stacked = posterior.states.detach()[self.mask]
+        if self.memory.states is None:
+            # Steps not visited yet: no state is preferred.
+            n_rows, n_states = int(self.places.max()) + 1, stacked.shape[-1]
+            self.memory.states = stacked.new_full((n_rows, n_states), 1.0 / n_states)
+        self.memory.states[self.places] = stacked
 
     @property
     def latent_shape(self) -> tuple[int, ...]:
@@ -69,7 +128,8 @@ class SequenceRows(NamedTuple):
         before = lengths.cumsum(0) - lengths
         shift = torch.repeat_interleave(first - before, lengths)
         rows = shift + torch.arange(len(shift), device=shift.device)
-        return SequenceRows(self.observed[rows], self.encoded[rows], lengths)
+        places = None if self.places is None else self.places[rows]
+        return SequenceRows(self.observed[rows], self.encoded[rows], lengths, self.memory, places)
 
     def parts(self, n_rows: int) -> Iterator["SequenceRows"]:
         """All sequences in order, at most so many steps with padding at a time, or one sequence."""
@@ -109,7 +169,7 @@ class SequenceVAE(StructuredVAE):
             params = self.graphical.expected_params()
         mask = rows.mask
         potentials = padded(self.encode(rows), mask)
-        return self.graphical.infer(potentials, params, mask, noise, method)
+        return self.graphical.infer(potentials, params, mask, noise, method, self.settings)
 
     def elbo(self, rows: SequenceRows, params: tuple[Tensor, ...], noise: Tensor) -> ELBOTerms:
         """Bound on sequences, the prior KL left out.
@@ -131,7 +191,15 @@ class SequenceVAE(StructuredVAE):
         """
         mask = rows.mask
         potentials = self.encode(rows)
-        posterior = self.graphical.infer(padded(potentials, mask), params, mask, noise)
+        posterior = self.graphical.infer(
+            padded(potentials, mask),
+            params,
+            mask,
+            noise,
+            settings=self.settings,
+            start=rows.recall(),
+        )
+        rows.remember(posterior)
         draws = posterior.draws[:, mask]
         reconstruction = self.log_likelihood(rows, draws)
         mean, variance = posterior.mean[mask], posterior.covariance[mask]
@@ -168,9 +236,30 @@ def padded(potentials: Potentials, mask: Tensor) -> Potentials:
             [[3.],
              [0.]]])
     """
-    return Potentials(
-        *(
-            field.new_zeros(*mask.shape, field.shape[-1]).index_put((mask,), field)
-            for field in potentials
-        )
-    )
+    return Potentials(*(pad_steps(field, mask) for field in potentials))
+
+
+def pad_steps(values: Tensor, mask: Tensor) -> Tensor:
+    """Stacked steps as those of sequences, zero after their ends.
+
+    Parameters
+    ----------
+    values : Tensor of shape (n_rows, n_values)
+        Of stacked steps.
+    mask : Tensor of bool of shape (n_sequences, n_steps)
+        Which steps exist, as many as there are rows.
+
+    Returns
+    -------
+    Tensor of shape (n_sequences, n_steps, n_values)
+        Differentiable in the values.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sksvae.sequence_objective import pad_steps
+    >>> pad_steps(torch.ones(1, 2), torch.tensor([[True, False]]))
+    tensor([[[1., 1.],
+             [0., 0.]]])
+    """
+    return values.new_zeros(*mask.shape, values.shape[-1]).index_put((mask,), values)

@@ -3,6 +3,7 @@
 
 from sksvae.estimators.linear_dynamics import SVAELinearDynamics
 from sksvae.estimators.mixture import SVAEGaussianMixture
+from sksvae.estimators.switching import SVAESwitchingLDS
 from sksvae.estimators.vae import VAE
 
-__all__ = ["VAE", "SVAEGaussianMixture", "SVAELinearDynamics"]
+__all__ = ["VAE", "SVAEGaussianMixture", "SVAELinearDynamics", "SVAESwitchingLDS"]

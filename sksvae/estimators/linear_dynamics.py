@@ -1,47 +1,21 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Structured VAE with linear dynamics over its latents."""
 
-import math
 from collections.abc import Callable
-from numbers import Real
 
 import numpy as np
 import torch
-from sklearn.base import _fit_context
-from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
-from torch import Tensor
 
-from sksvae.estimators.scaling import Scaling
-from sksvae.estimators.sequence_predictions import SequencePredictions
-from sksvae.estimators.sequence_start import (
-    competing_priors,
-    fit_dynamics,
-    state_space_model,
-)
-from sksvae.estimators.sequences import CHUNK_STEPS, SequenceSVAE
-from sksvae.estimators.validation import (
-    checked_covariance,
-    checked_layer_sizes,
-    checked_numbers,
-    unchanged_on_error,
-)
-from sksvae.graphical import DynamicsPrior, LinearDynamicsModel
-from sksvae.likelihoods.base import Likelihood
+from sksvae.estimators.dynamics_fit import DynamicsFit
+from sksvae.estimators.linear_predictions import LinearPredictions
+from sksvae.estimators.validation import checked_covariance, checked_numbers
+from sksvae.graphical import LinearDynamicsModel
 from sksvae.sequence_objective import SequenceRows, SequenceVAE
-from sksvae.state_space import fit_state_space
 from sksvae.training import EpochRecord
 
-_LATENT_DIM = 10  # of latent_dim=None
-_START_LENGTH = 200  # least limit of the windows for the start: long periods need them
-_TRIAL_ITER = 5  # rounds of variational Bayes under each of them
-_VB_ITER = 15  # further rounds under the best
-_VB_TOL = 1e-3  # nats per step
-_REFIT_ITER = 50
-_REFIT_TOL = 2e-3
 
-
-class SVAELinearDynamics(SequencePredictions):
+class SVAELinearDynamics(DynamicsFit, LinearPredictions):
     """Linear dynamical system over the latents of a variational autoencoder.
 
     ``z_1 ~ N(mu_0, Sigma_0)``, ``z_t ~ N(A z_{t-1} + b, Q)``, ``x_t ~ p(x | decoder(z_t))``, with
@@ -195,17 +169,6 @@ class SVAELinearDynamics(SequencePredictions):
     True
     """
 
-    _parameter_constraints: dict = {
-        **SequenceSVAE._parameter_constraints,
-        "transition_precision_prior": [Interval(Real, 0, None, closed="neither"), None],
-        "noise_covariance_prior": [
-            Interval(Real, 0, None, closed="neither"),
-            "array-like",
-            None,
-        ],
-        "degrees_of_freedom_prior": [Interval(Real, 0, None, closed="neither"), None],
-        "natural_gradient": [StrOptions({"unbiased", "biased"})],
-    }
     _graphical_name = "linear_dynamics"
 
     def __init__(
@@ -269,71 +232,6 @@ class SVAELinearDynamics(SequencePredictions):
 
     # ---- fit ----
 
-    def _checked_latent_dim(self, n_features: int) -> int:
-        return self.latent_dim or _LATENT_DIM
-
-    def _check_training_data(self, X, groups, reset: bool):
-        sequences, likelihood = super()._check_training_data(X, groups, reset)
-        dim = self._checked_latent_dim(sequences.values.shape[1])
-        self._checked_scale(dim)
-        dof = self.degrees_of_freedom_prior
-        if dof is not None and dof <= dim - 1:
-            raise ValueError(
-                f"degrees_of_freedom_prior must exceed latent_dim - 1 = {dim - 1}, got {dof}."
-            )
-        return sequences, likelihood
-
-    def _initial_model(
-        self,
-        rows: SequenceRows,
-        scaling: Scaling,
-        likelihood: Likelihood,
-        generator: torch.Generator,
-    ) -> SequenceVAE:
-        """Networks and dynamics of a linear-Gaussian state space model."""
-        features = rows.encoded.double().cpu().numpy()
-        features = np.where(np.isnan(rows.observed.cpu().numpy()), np.nan, features)
-        latent_dim = self._checked_latent_dim(features.shape[1])
-        start = fit_state_space(
-            features,
-            rows.lengths.cpu().numpy(),
-            latent_dim,
-            max_length=max(self.sequence_length, _START_LENGTH),
-            random_state=generator.initial_seed() % (2**32),
-        ).model
-        return state_space_model(
-            start,
-            scaling,
-            likelihood,
-            self._initial_graphical(latent_dim, rows.encoded).prior,
-            len(rows),
-            checked_layer_sizes(self.hidden_layer_sizes),
-            self.activation,
-            self._fixed_point_settings(to_train=True),
-            generator,
-        )
-
-    def _initial_graphical(self, latent_dim: int, like: Tensor) -> LinearDynamicsModel:
-        return LinearDynamicsModel(self._priors(latent_dim, like)[0])
-
-    def _priors(self, latent_dim: int, like: Tensor) -> list[DynamicsPrior]:
-        """Priors that compete, one for each choice of what the user left open."""
-        return competing_priors(
-            latent_dim,
-            like,
-            self.transition_precision_prior,
-            self._checked_scale(latent_dim),
-            self.degrees_of_freedom_prior,
-        )
-
-    def _checked_scale(self, latent_dim: int) -> np.ndarray | None:
-        scale = self.noise_covariance_prior
-        if scale is None:
-            return None
-        if isinstance(scale, Real):
-            scale = float(scale) * np.eye(latent_dim)
-        return checked_covariance(scale, latent_dim, "noise_covariance_prior")
-
     def _initialize(
         self,
         model: SequenceVAE,
@@ -342,15 +240,7 @@ class SVAELinearDynamics(SequencePredictions):
         random_state: np.random.RandomState,
         on_epoch_end: Callable[[int, EpochRecord], bool],
     ) -> None:
-        """Variational Bayes for the dynamics, under the prior with the best bound early on."""
-        start, best, best_bound = model.graphical.posterior, None, -math.inf
-        for prior in self._priors(model.graphical.latent_dim, rows.encoded):
-            model.graphical = LinearDynamicsModel(prior, start)
-            bound = fit_dynamics(model, rows, max_iter=_TRIAL_ITER, tol=_VB_TOL, chunk=CHUNK_STEPS)
-            if best is None or bound > best_bound:
-                best, best_bound = model.graphical, bound
-        model.graphical = best
-        fit_dynamics(model, rows, max_iter=_VB_ITER, tol=_VB_TOL, chunk=CHUNK_STEPS)
+        self._fit_linear_dynamics(model, rows)
 
     def _graphical_attributes(self, graphical: LinearDynamicsModel) -> dict[str, np.ndarray]:
         fields = graphical.point_parameters()._asdict()
@@ -358,41 +248,6 @@ class SVAELinearDynamics(SequencePredictions):
         return {**attributes, "spectral_radius_": graphical.spectral_radius}
 
     # ---- steering ----
-
-    @_fit_context(prefer_skip_nested_validation=True)
-    @unchanged_on_error
-    def refit_dynamics(self, X, y=None, groups=None):
-        """Fit the dynamics to new sequences with the networks as they are.
-
-        Parameters
-        ----------
-        X : array-like
-            Sequences in any form, see `fit`.
-        y : Ignored
-            Not used, present for API consistency by convention.
-        groups : array-like of shape (n_rows,) or None, default=None
-            Sequence that each row of a table belongs to.
-
-        Returns
-        -------
-        self : SVAELinearDynamics
-            With new dynamics, fitted from where they stood to the posterior of ``X`` alone, in
-            windows of ``sequence_length`` as in `fit`, in at most 50 rounds of variational Bayes;
-            another call goes on. What `fit` said about its own training (``lower_bound_``,
-            ``history_``) stays.
-
-        References
-        ----------
-        van den Heuvel, master thesis on the SVAE, section 6.2.4.
-        """
-        sequences = self._checked_sequences(X, groups)
-        self._check_observed(sequences)
-        model = self._rebuild()
-        scaling, likelihood = Scaling(self.location_, self.scale_), self._fitted_likelihood()
-        lengths = sequences.windows(self.sequence_length).length
-        rows = self._stacked(sequences.values, lengths, scaling, likelihood)
-        fit_dynamics(model, rows, max_iter=_REFIT_ITER, tol=_REFIT_TOL, chunk=CHUNK_STEPS)
-        return self._with_graphical(model)
 
     def replace_dynamics(self, *, transition_matrix=None, offset=None, noise_covariance=None):
         """Copy of the estimator with edited dynamics.

@@ -1,13 +1,20 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Starting points for sequences: networks and dynamics of a linear state space model."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from sksvae.estimators.scaling import Scaling
 from sksvae.expfam import MNIWParams, NIWParams
-from sksvae.graphical import ChainPosterior, DynamicsPrior, LinearDynamicsModel, Potentials
+from sksvae.graphical import (
+    ChainPosterior,
+    DynamicsPrior,
+    LinearDynamicsModel,
+    Potentials,
+)
 from sksvae.inference import FixedPointSettings
 from sksvae.likelihoods.base import Likelihood
 from sksvae.sequence_objective import SequenceRows, SequenceVAE, padded
@@ -181,6 +188,8 @@ def fit_dynamics(
 ) -> float:
     """Variational Bayes for the dynamics, from where they stand, with the networks as they are.
 
+    Block updates of discrete states go on from the memory of the rows, if they have one.
+
     Parameters
     ----------
     model : SequenceVAE
@@ -199,25 +208,63 @@ def fit_dynamics(
     float
         Bound on the evidence of the potentials, per row, up to a constant.
     """
-    graphical = model.graphical
     bound = -np.inf
     with torch.no_grad():
-        parts = [(padded(model.encode(part), part.mask), part.mask) for part in rows.parts(chunk)]
+        parts = _encoded(model, rows, chunk)
         for _ in range(max_iter):
-            params = graphical.expected_params()
-            evidence, total = 0.0, None
-            for potentials, mask in parts:
-                posterior = graphical.infer(potentials, params, mask)
-                evidence += float(_evidence(potentials, posterior))
-                stats = graphical.total_stats(posterior)
-                if total is not None:
-                    stats = [old + new for old, new in zip(total, stats, strict=True)]
-                total = stats
-            previous, bound = bound, (evidence - float(graphical.prior_kl())) / len(rows)
-            graphical.coordinate_update(total)
+            previous = bound
+            bound, total = _round(model, parts, len(rows))
+            model.graphical.coordinate_update(total)
             if bound - previous < tol:
                 break
     return bound
+
+
+def dynamics_bound(model: SequenceVAE, rows: SequenceRows, *, chunk: int) -> float:
+    """Bound on the evidence of the potentials, per row, up to a constant.
+
+    Parameters
+    ----------
+    model : SequenceVAE
+        The model.
+    rows : SequenceRows
+        Sequences.
+    chunk : int
+        Steps, with padding, that are in memory at a time.
+
+    Returns
+    -------
+    float
+        As `fit_dynamics` reports it, with q(theta) as it stands.
+    """
+    with torch.no_grad():
+        return _round(model, _encoded(model, rows, chunk), len(rows))[0]
+
+
+def _encoded(
+    model: SequenceVAE, rows: SequenceRows, chunk: int
+) -> list[tuple[Potentials, SequenceRows]]:
+    return [(padded(model.encode(part), part.mask), part) for part in rows.parts(chunk)]
+
+
+def _round(
+    model: SequenceVAE, parts: list[tuple[Potentials, SequenceRows]], n_rows: int
+) -> tuple[float, Sequence[Tensor]]:
+    """Bound per row and total statistics under the dynamics as they stand."""
+    graphical = model.graphical
+    params = graphical.expected_params()
+    evidence, total = 0.0, None
+    for potentials, part in parts:
+        posterior = graphical.infer(
+            potentials, params, part.mask, settings=model.settings, start=part.recall()
+        )
+        part.remember(posterior)
+        evidence += float(_evidence(potentials, posterior))
+        stats = graphical.total_stats(posterior)
+        if total is not None:
+            stats = [old + new for old, new in zip(total, stats, strict=True)]
+        total = stats
+    return (evidence - float(graphical.prior_kl())) / n_rows, total
 
 
 def _evidence(potentials: Potentials, posterior: ChainPosterior) -> Tensor:

@@ -17,11 +17,13 @@ from sksvae.estimators.base import BaseSVAE
 from sksvae.estimators.containers import frames_of_tables_only
 from sksvae.estimators.scaling import Scaling
 from sksvae.estimators.validation import unchanged_on_error
+from sksvae.graphical import ChainPosterior
 from sksvae.likelihoods.base import Likelihood
 from sksvae.sequence_objective import SequenceRows, SequenceVAE
 from sksvae.sequences import Sequences, Windows, read_sequences, split_sequences
 
 CHUNK_STEPS = 16_384  # steps, with padding, that are in memory at a time outside training
+_UNCUT = 5000  # most steps of a sequence where the initialisation needs more than windows
 
 
 @frames_of_tables_only
@@ -176,7 +178,9 @@ class SequenceSVAE(BaseSVAE, metaclass=ABCMeta):
         kept, held_out = Windows.whole(lengths), None
         if self.early_stopping:
             kept, held_out = split_sequences(lengths, self.validation_fraction, random_state)
-        training = _chosen(rows, lengths, kept.cut(self.sequence_length))
+        uncut = torch.as_tensor(kept.cut(_UNCUT).length, device=self.device)
+        training = _chosen(rows, lengths, kept.cut(_UNCUT).cut(self.sequence_length))
+        training = training.with_memory(uncut)
         return training, None if held_out is None else _chosen(rows, lengths, held_out)
 
     # ---- after a fit ----
@@ -187,32 +191,48 @@ class SequenceSVAE(BaseSVAE, metaclass=ABCMeta):
         self._fitted_likelihood().validate(sequences.values)
         return sequences
 
+    def _pieces(self, sequences: Sequences) -> tuple[Windows, Windows]:
+        """Stretches to infer at a time, and which part of each is read: whole sequences."""
+        whole = sequences.windows()
+        return whole, whole
+
+    def _posterior(
+        self, model: SequenceVAE, rows: SequenceRows, params: tuple[Tensor, ...] | None = None
+    ) -> ChainPosterior:
+        """Posterior of the latents after a fit."""
+        return model.infer(rows, params)
+
     def _batches(
         self, sequences: Sequences
-    ) -> Iterator[tuple[SequenceVAE, SequenceRows, np.ndarray]]:
-        """Whole sequences in bounded memory: model, steps, and where they stand in the values."""
+    ) -> Iterator[tuple[SequenceVAE, SequenceRows, np.ndarray, np.ndarray]]:
+        """Sequences in bounded memory.
+
+        What comes is the model, steps, where they stand in the values, and which of them to read.
+        """
         scaling = Scaling(self.location_, self.scale_)
         model, likelihood = self._rebuild(), self._fitted_likelihood()
-        windows = sequences.windows()
+        windows, inner = self._pieces(sequences)
         with torch.no_grad():
             for indices in windows.batches(CHUNK_STEPS):
-                some = windows.take(indices)
+                some, within = windows.take(indices), inner.take(indices)
                 positions = sequences.row_indices(some)
                 values = sequences.values[positions]
                 rows = self._stacked(values, some.length, scaling, likelihood)
                 self._check_reach(values, rows, positions)
-                yield model, rows, positions
+                step = positions - np.repeat(sequences.starts[some.sequence], some.length)
+                first, stop = (np.repeat(edge, some.length) for edge in (within.start, within.stop))
+                yield model, rows, positions, (first <= step) & (step < stop)
 
     def _collect(
         self, sequences: Sequences, read: Callable[[SequenceVAE, SequenceRows], Tensor]
     ) -> np.ndarray:
         """Read something off every step; in the order of the values, steps first."""
         collected = None
-        for model, rows, positions in self._batches(sequences):
+        for model, rows, positions, inside in self._batches(sequences):
             part = read(model, rows).cpu().numpy()
             if collected is None:
                 collected = np.empty((sequences.n_rows, *part.shape[1:]), part.dtype)
-            collected[positions] = part
+            collected[positions[inside]] = part[inside]
         return collected
 
     def transform(self, X, groups=None):
@@ -233,7 +253,7 @@ class SequenceSVAE(BaseSVAE, metaclass=ABCMeta):
         sequences = self._checked_sequences(X, groups)
 
         def read(model: SequenceVAE, rows: SequenceRows) -> Tensor:
-            posterior = model.infer(rows)
+            posterior = self._posterior(model, rows)
             return posterior.mean[posterior.mask]
 
         return sequences.restore(self._collect(sequences, read))

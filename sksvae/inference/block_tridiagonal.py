@@ -202,8 +202,10 @@ def _choose_order(
     if method == "auto":
         # Time of sequential / parallel on one CPU thread in float64, gradients included: 0.6 at
         # T = 10, 0.7 at 20, 0.8-1.0 at 40; at T = 160 it is 2.3 for one chain with D = 2, 1.6 with
-        # D = 16, 0.9-1.2 at B D^2 = 512 and 0.7 at 4096, where the arithmetic counts.
-        latency_counts = n_steps > 40 and n_chains * dim**2 <= 512
+        # D = 16, 0.9-1.2 at B D^2 = 512 and 0.7 at 4096, where the arithmetic counts. At T = 250 to
+        # 1000 it is 1.2-1.4 at B D^2 = 600 to 800 (1.6-1.9 without gradients), 1.0 at 1200.
+        limit = 1000 if n_steps >= 200 else 512
+        latency_counts = n_steps > 40 and n_chains * dim**2 <= limit
         method = "parallel" if latency_counts else "sequential"
     if method == "parallel":
         return CyclicReduction

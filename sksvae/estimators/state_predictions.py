@@ -1,0 +1,301 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What fitted switching dynamics say about sequences."""
+
+import warnings
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import one_hot, pad
+
+from sksvae.estimators.sequence_predictions import Ends, SequencePredictions
+from sksvae.estimators.sequences import CHUNK_STEPS
+from sksvae.graphical import Potentials, SwitchingPosterior
+from sksvae.inference import draw_gaussian, draw_paths, most_probable_path
+from sksvae.sequence_objective import SequenceRows, SequenceVAE, pad_steps, padded
+from sksvae.sequences import Sequences, Windows
+
+_WHOLE = 6000  # steps of the longest sequence that is inferred in one piece
+_PIECE = 2000  # steps of the pieces of longer ones
+_MARGIN = 300  # steps beyond each end of a piece that its posterior takes into account
+_MAX_GROWTH = 10.0  # of deviations over a forecast, before it is warned of
+
+
+class StatePredictions(SequencePredictions):
+    """Predictions of `SVAESwitchingLDS`."""
+
+    def predict(self, X, groups=None):
+        """Most probable state of each row, given its whole sequence.
+
+        Parameters
+        ----------
+        X : array-like
+            Sequences in any form, see `fit`.
+        groups : array-like of shape (n_rows,) or None, default=None
+            Sequence that each row of a table belongs to.
+
+        Returns
+        -------
+        states : ndarray or list of ndarray of int
+            One per row, in the form of X. States are numbered from 0 in the order of their weight
+            in training.
+        """
+        sequences = self._checked_sequences(X, groups)
+        return sequences.restore(self._collect(sequences, self._read_states).argmax(1))
+
+    def predict_proba(self, X, groups=None):
+        """Probability of each state at each row, given its whole sequence.
+
+        Parameters
+        ----------
+        X : array-like
+            Sequences in any form, see `fit`.
+        groups : array-like of shape (n_rows,) or None, default=None
+            Sequence that each row of a table belongs to.
+
+        Returns
+        -------
+        probabilities : ndarray or list of ndarray
+            ``n_states_`` per row, in the form of X.
+        """
+        sequences = self._checked_sequences(X, groups)
+        return sequences.restore(self._collect(sequences, self._read_states))
+
+    def decode(self, X, groups=None):
+        """Most probable path of states through each sequence: the Viterbi path under q(k).
+
+        Parameters
+        ----------
+        X : array-like
+            Sequences in any form, see `fit`.
+        groups : array-like of shape (n_rows,) or None, default=None
+            Sequence that each row of a table belongs to.
+
+        Returns
+        -------
+        states : ndarray or list of ndarray of int
+            One per row, in the form of X. Other than those of `predict` they are probable
+            together: none follows another that it cannot follow.
+        """
+        sequences = self._checked_sequences(X, groups)
+        energies = self._collect(
+            sequences,
+            lambda model, rows: self._posterior(model, rows).energies[rows.mask],
+        )
+        log_initial, log_transition = self._rebuild().graphical.expected_params()[8:]
+        path = np.empty(sequences.n_rows, np.int64)
+        for start, length in zip(sequences.starts, sequences.lengths, strict=True):
+            steps = slice(start, start + length)
+            some = torch.as_tensor(energies[steps], device=self.device)
+            path[steps] = most_probable_path(log_initial, log_transition, some)[0].cpu().numpy()
+        return sequences.restore(path)
+
+    def fit_predict(self, X, y=None, groups=None):
+        """Fit the model and return the most probable state of each row.
+
+        Parameters
+        ----------
+        X : array-like
+            Sequences in any form, see `fit`.
+        y : Ignored
+            Not used, present for API consistency by convention.
+        groups : array-like of shape (n_rows,) or None, default=None
+            Sequence that each row of a table belongs to.
+
+        Returns
+        -------
+        states : ndarray or list of ndarray of int
+            As from ``fit(X, groups=groups).predict(X, groups=groups)``.
+        """
+        return self.fit(X, y, groups=groups).predict(X, groups=groups)
+
+    def score_samples(self, X, groups=None):
+        """Log-likelihood of each row given the rows before it, bounded from below.
+
+        Parameters
+        ----------
+        X : array-like
+            Sequences in any form, see `fit`.
+        groups : array-like of shape (n_rows,) or None, default=None
+            Sequence that each row of a table belongs to.
+
+        Returns
+        -------
+        log_likelihood : ndarray or list of ndarray
+            In nats and in the units of X, one entry per row, zero where nothing is observed. The
+            sum over a sequence is the evidence lower bound on its log-likelihood under the point
+            estimates of the dynamics, at the best of several starts of the block updates.
+
+        Notes
+        -----
+        An entry is ``E_q[log p(x_t | z_t)]`` less the divergence of ``q(z_t, k_t | z_{t-1},
+        k_{t-1})`` from the dynamics, that of steps without an observation since the last one
+        included. As q has seen the whole sequence, single entries are not predictive densities;
+        only their sum is a bound.
+        """
+        sequences = self._checked_sequences(X, groups)
+        return sequences.restore(self._scores(sequences))
+
+    def sample(self, n_samples=1, n_sequences=1):
+        """Draw sequences from the model.
+
+        Parameters
+        ----------
+        n_samples : int, default=1
+            Steps of each sequence.
+        n_sequences : int, default=1
+            Number of sequences.
+
+        Returns
+        -------
+        X : ndarray of shape (n_samples, n_features) or (n_sequences, n_samples, n_features)
+            Rows, in the units of X; without the first axis for a single sequence.
+        states : ndarray of int of shape (n_samples,) or (n_sequences, n_samples)
+            Their states.
+        """
+        X, _, states = self._drawn(n_samples, n_sequences)
+        states = states.cpu().numpy()
+        return (X[0], states[0]) if n_sequences == 1 else (X, states)
+
+    # ---- hooks ----
+
+    def _pieces(self, sequences: Sequences) -> tuple[Windows, Windows]:
+        """Sequences, or overlapping pieces of long ones.
+
+        What is beyond the margin hardly matters to a posterior, and many pieces side by side are
+        faster than one long recursion.
+        """
+        whole = sequences.windows()
+        long = whole.length > _WHOLE
+        parts = [whole.take(~long), whole.take(long).cut(_PIECE)]
+        inner = Windows(
+            *(
+                np.concatenate([getattr(part, name) for part in parts])
+                for name in ("sequence", "start", "length")
+            )
+        )
+        first = np.maximum(inner.start - _MARGIN, 0)
+        stop = np.minimum(inner.stop + _MARGIN, sequences.lengths[inner.sequence])
+        return Windows(inner.sequence, first, stop - first), inner
+
+    def _posterior(
+        self, model: SequenceVAE, rows: SequenceRows, params: tuple[Tensor, ...] | None = None
+    ) -> SwitchingPosterior:
+        mask, graphical = rows.mask, model.graphical
+        params = graphical.expected_params() if params is None else params
+        potentials = padded(model.encode(rows), mask)
+        return graphical.infer_best(potentials, params, mask, settings=model.settings)
+
+    def _read_states(self, model: SequenceVAE, rows: SequenceRows) -> Tensor:
+        return self._posterior(model, rows).states[rows.mask]
+
+    def _step_bounds(
+        self, model: SequenceVAE, rows: SequenceRows, potentials: Potentials
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        mask, params = rows.mask, model.graphical.point_stats()
+        posterior = self._posterior(model, rows, params)
+        divergence = model.graphical.local_kl_terms(posterior, params)
+        divergence = _moved_to_observed(divergence, _observed(rows))
+        return -divergence[mask], posterior.mean[mask], posterior.covariance[mask]
+
+    def _forecast_moments(
+        self, model: SequenceVAE, ends: Ends, n_steps: int
+    ) -> tuple[Tensor, Tensor]:
+        ahead = model.graphical.forecast_moments(*ends, n_steps)
+        self._warn_of_growth(ends.covariance, ahead.covariance[:, -1])
+        shape = ahead.means.shape[:-1]
+        decoded = self._decoded(model, ahead.means.flatten(0, 2), ahead.covariances.flatten(0, 2))
+        means, variances = (part.unflatten(0, shape) for part in decoded)
+        weights = ahead.state_probabilities.unsqueeze(-1)
+        mean = (weights * means).sum(-2)
+        spread = (means - mean.unsqueeze(-2)).square()
+        return mean, (weights * (variances + spread)).sum(-2)
+
+    def _forecast_draws(
+        self,
+        model: SequenceVAE,
+        ends: Ends,
+        n_steps: int,
+        n_draws: int,
+        generator: torch.Generator,
+    ) -> Tensor:
+        mean, covariance, probabilities = ends
+        last = draw_gaussian(mean, covariance, _noise((n_draws, *mean.shape), mean, generator))
+        states = torch.multinomial(probabilities, n_draws, replacement=True, generator=generator)
+        z, _ = model.graphical.continue_draws(last, states.mT, n_steps, generator)
+        self._warn_of_growth(covariance, torch.diag_embed(z[..., -1, :].var(0, correction=0)))
+        return z
+
+    def _posterior_draws(
+        self, model: SequenceVAE, rows: SequenceRows, n_draws: int, generator: torch.Generator
+    ) -> Tensor:
+        """Draws from several posteriors, which differ where observations are missing.
+
+        Each begins with a path of states that is drawn: from what the best posterior says where
+        something is observed, and from the Markov chain between, so that the futures which agree
+        with both sides of a gap all occur ([P] appendix A.6).
+        """
+        mask, graphical = rows.mask, model.graphical
+        params = graphical.expected_params()
+        potentials = padded(model.encode(rows), mask)
+        best = self._posterior(model, rows)
+        seen = _observed(rows)
+        # What moves into a step is known where the one before is observed, too.
+        known = pad(seen[:, 1:] & seen[:, :-1], (1, 0))
+        evidence = torch.where(known.unsqueeze(-1), best.energies, 0.0)
+        paths = draw_paths(*params[8:], evidence, n_draws, generator, mask=mask).clamp_min(0)
+        starts = one_hot(paths, graphical.n_states).to(best.states) * mask.unsqueeze(-1)
+        draws = []
+        for some in starts.split(max(1, CHUNK_STEPS // mask.numel())):
+            n_times = len(some)
+            noise = _noise((n_times, *best.mean.shape), best.mean, generator)
+            posterior = graphical.infer(
+                Potentials(*(field.repeat(n_times, 1, 1) for field in potentials)),
+                params,
+                mask.repeat(n_times, 1),
+                noise.flatten(0, 1).unsqueeze(0),
+                "sequential",
+                model.settings,
+                some.flatten(0, 1),
+            )
+            draws.append(posterior.draws[0].unflatten(0, some.shape[:2]))
+        return torch.cat(draws)
+
+    def _warn_of_growth(self, now: Tensor, then: Tensor) -> None:
+        """Latents have about unit variance in training."""
+        before, after = (
+            float(covariance.diagonal(dim1=-2, dim2=-1).max().sqrt()) for covariance in (now, then)
+        )
+        growth = after / max(before, 1.0)
+        if growth > _MAX_GROWTH:
+            radii = np.atleast_1d(self.spectral_radius_)
+            warnings.warn(
+                f"The dynamics are unstable: deviations of the latents grow up to {growth:.3g} "
+                f"times over the forecast. The transition matrices have spectral radii up to "
+                f"{radii.max():.4g}. Forecast fewer steps.",
+                RuntimeWarning,
+                stacklevel=4,  # the line that called forecast
+            )
+
+
+def _observed(rows: SequenceRows) -> Tensor:
+    """Where a step of the padded sequences has an observation."""
+    seen = ~rows.observed.isnan().all(-1, keepdim=True)
+    return pad_steps(seen, rows.mask).squeeze(-1)
+
+
+def _moved_to_observed(terms: Tensor, observed: Tensor) -> Tensor:
+    """Terms of steps without an observation, added to the next step with one.
+
+    After the last observation, to that; those of a sequence without any are dropped, as its
+    log-likelihood is zero.
+    """
+    step, n_steps = torch.arange(terms.shape[1], device=terms.device), terms.shape[1]
+    later = torch.where(observed, step, n_steps).flip(1).cummin(1).values.flip(1)
+    last = torch.where(observed, step, -1).amax(1, keepdim=True)
+    place = torch.minimum(later, last).clamp_min(0)
+    return torch.where(observed, torch.zeros_like(terms).scatter_add(1, place, terms), 0.0)
+
+
+def _noise(shape: tuple[int, ...], like: Tensor, generator: torch.Generator) -> Tensor:
+    return torch.randn(shape, generator=generator, dtype=like.dtype, device=like.device)

@@ -1,0 +1,365 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Structured VAE with switching linear dynamics over its latents."""
+
+from collections.abc import Callable
+from numbers import Integral, Real
+
+import numpy as np
+import torch
+from sklearn.utils._param_validation import Interval, StrOptions
+
+from sksvae.autoregressive_hmm import fit_autoregressive_hmm
+from sksvae.estimators.dynamics_fit import DynamicsFit
+from sksvae.estimators.sequence_start import fit_dynamics
+from sksvae.estimators.sequences import CHUNK_STEPS
+from sksvae.estimators.state_moves import drop_states, order_states, recall_states, state_weights
+from sksvae.estimators.state_predictions import StatePredictions
+from sksvae.graphical import SwitchingDynamicsModel, SwitchingPrior
+from sksvae.inference import FixedPointSettings
+from sksvae.sequence_objective import SequenceRows, SequenceVAE
+from sksvae.training import EpochRecord
+
+_VB_ITER = 10  # rounds of variational Bayes with the potentials of the encoder
+_VB_TOL = 1e-3  # nats per step
+
+
+class SVAESwitchingLDS(DynamicsFit, StatePredictions):
+    """Switching linear dynamical system over the latents of a variational autoencoder.
+
+    ``k_t ~ Cat(pi_{k_{t-1}})``, ``z_t ~ N(A_k z_{t-1} + b_k, Q_k)`` with ``k = k_t``, ``x_t ~ p(x |
+    decoder(z_t))``, with conjugate priors on everything but the networks, whose posterior q(theta)
+    is learned along with them, under one bound ([1]_, [2]_ example 4). Inference is structured mean
+    field between the chain of latents and that of states. It segments recordings: `predict` gives
+    the state of each row.
+
+    Parameters
+    ----------
+    n_states : int, default=8
+        Most discrete states.
+    latent_dim : int or None, default=None
+        Dimension of the latents; ``None`` means 10. It may exceed the number of features: what a
+        single row does not tell, such as a velocity, is inferred from its neighbours.
+    hidden_layer_sizes : array-like of int, default=(100,)
+        Hidden layers of the encoder, mirrored in the decoder. ``()`` makes both linear.
+    activation : {'identity', 'logistic', 'tanh', 'relu'}, default='relu'
+        Activation of the hidden layers.
+    likelihood : str or Likelihood, default='gaussian'
+        Observation model: ``'gaussian'`` (one learned variance per feature),
+        ``'gaussian_network'``, ``'student_t'``, ``'bernoulli'``, ``'poisson'``, ``'gamma'``, or an
+        instance from `sksvae.likelihoods`.
+    standardize : bool, default=True
+        Whether each feature is scaled to unit variance inside the model; if not, all share one
+        scale. Scores and samples are in the units of X either way.
+    rows : {'auto', 'consecutive', 'independent'}, default='auto'
+        What the rows of a table without groups are: one sequence in the order of time, or
+        sequences of one step each. ``'auto'`` tests for serial dependence and warns if it finds
+        none.
+    sequence_length : int, default=100
+        Most steps of a window in training; longer sequences are cut.
+    transition_precision_prior : float or None, default=None
+        Pseudo-count of steps behind the prior mean of ``[A_k b_k]``, which is zero; ``None``: of 1,
+        0.1 and 0.01 the one with the best bound of linear dynamics before networks are trained.
+    noise_covariance_prior : float, array-like or None, default=None
+        Scale matrix of the inverse Wishart over ``Q_k``, of shape (latent_dim, latent_dim), or what
+        to multiply the identity by; ``None``: 0.1, or 0.01 with the last of these counts. Latents
+        have about unit variance.
+    degrees_of_freedom_prior : float or None, default=None
+        Degrees of freedom of the inverse Wisharts, above ``latent_dim - 1``; ``None`` means
+        ``latent_dim + 2``.
+    transition_concentration_prior : float, default=0.5
+        Dirichlet pseudo-count of transitions from each state to each other one.
+    stickiness_prior : float, default=100.0
+        Dirichlet pseudo-count of transitions from each state to itself.
+    n_draws : int, default=1
+        Monte Carlo draws per sequence and training step.
+    beta : float, default=1.0
+        Weight of the local KL in training (beta-VAE). 1 is the bound itself.
+    capacity : float, default=0.0
+        Training penalises ``beta * |KL - capacity|``, in nats per row.
+    natural_gradient : {'unbiased', 'biased'}, default='unbiased'
+        Whether q(theta) follows the full natural gradient [2]_ or the one that ignores that the
+        local posterior moves with it [1]_. Training with ``beta`` or ``capacity`` uses the latter.
+    implicit_gradient : {'cg', 'richardson', 'none', 'unrolled'}, default='cg'
+        Gradient of the fixed point of the block updates: conjugate gradients, the Richardson
+        iteration of [2]_, none at all, or differentiation through all updates.
+    max_updates : int, default=20
+        Most rounds of block updates of a sequence.
+    n_starts : int, default=7
+        Starts of the autoregressive hidden Markov model that initialises states and dynamics.
+    learning_rate_init : float, default=0.005
+        Step size of Adam at the start; it falls to zero along a half cosine.
+    batch_size : int or 'auto', default='auto'
+        Steps per minibatch, in whole windows; ``'auto'`` means ``min(500, n_rows)``.
+    max_iter : int, default=100
+        Most epochs.
+    tol : float, default=1e-3
+        Least improvement of the bound, in nats per row and averaged over the last
+        ``n_iter_no_change`` epochs, that counts as one.
+    n_iter_no_change : int, default=20
+        Epochs without improvement before training stops.
+    early_stopping : bool, default=False
+        Whether improvement is judged on held-out sequences (or on a stretch of the only one), and
+        the best model on them kept.
+    validation_fraction : float, default=0.1
+        Share held out for ``early_stopping``.
+    n_init : int, default=1
+        Runs from different seeds; the one with the best bound is kept.
+    warm_start : bool, default=False
+        Whether `fit` continues from the last fit.
+    total_samples : int or None, default=None
+        Steps of the data set that `partial_fit` sees in pieces; ``None``: those seen so far.
+    device : str, default='cpu'
+        PyTorch device.
+    verbose : int, default=0
+        1 prints every tenth epoch, 2 every epoch.
+    random_state : int, RandomState instance or None, default=None
+        Source of randomness; an int makes fits repeatable.
+
+    Attributes
+    ----------
+    n_states_ : int
+        States that are left: those without use are given up at the end, if the bound agrees.
+    state_weights_ : ndarray of shape (n_states_,)
+        Share of the training steps in each state, decreasing.
+    state_transition_probabilities_ : ndarray of shape (n_states_, n_states_)
+        Expected probabilities of the state of a row given that of the row before, which has the
+        first axis.
+    initial_state_probabilities_ : ndarray of shape (n_states_,)
+        Expected probabilities of the state of the first row.
+    transition_matrix_ : ndarray of shape (n_states_, latent_dim, latent_dim)
+        Expected ``A_k``.
+    offset_ : ndarray of shape (n_states_, latent_dim)
+        Expected ``b_k``.
+    noise_covariance_ : ndarray of shape (n_states_, latent_dim, latent_dim)
+        Inverses of the expected precisions of the steps.
+    initial_mean_ : ndarray of shape (latent_dim,)
+        Expected mean of the first latent.
+    initial_covariance_ : ndarray of shape (latent_dim, latent_dim)
+        Inverse of its expected precision.
+    spectral_radius_ : ndarray of shape (n_states_,)
+        Largest modulus of an eigenvalue of each transition matrix.
+    rows_ : {'consecutive', 'independent'}
+        What the rows of a table without groups were taken for, and will be.
+    lower_bound_ : float
+        Bound on the log evidence of the training windows, in nats per row and in the units of X.
+    lower_bounds_ : ndarray of shape (n_iter_,)
+        Bound in each epoch, as met in training.
+    history_ : dict of str to ndarray of shape (n_iter_,)
+        The bound and its terms in each epoch.
+    n_iter_ : int
+        Epochs that were run.
+    converged_ : bool
+        Whether training stopped before `max_iter`.
+    latent_dim_ : int
+        Dimension of the latents.
+    location_, scale_ : ndarray of shape (n_features,)
+        Standardisation of the features on the link scale.
+    architecture_ : dict
+        Parameters that fix the shape of the model, as they were in `fit`: `set_params` changes
+        the next fit, not this one.
+    model_state_, optimizer_state_ : dict of str to ndarray
+        Everything learned, as arrays.
+    n_samples_seen_ : int
+        Steps that the model was trained on.
+    n_features_in_ : int
+        Number of features.
+    feature_names_in_ : ndarray of shape (n_features_in_,)
+        Names of the features, if X had names that are all strings.
+
+    See Also
+    --------
+    SVAELinearDynamics : With a single state.
+    SVAEGaussianMixture : For rows without order.
+    sksvae.sequences.read_sequences : The forms that X may have.
+
+    Notes
+    -----
+    The start is that of `SVAELinearDynamics`. On its latents a variational autoregressive hidden
+    Markov model is fitted, from several starts, with merges, deletions and births of states
+    (`sksvae.autoregressive_hmm`), then q(theta) alone to the potentials of the encoder, then
+    everything. Block updates go on from where they ended in the last epoch.
+
+    A sequence of more than 6,000 steps is inferred in pieces of 2,000 steps that overlap by 300 on
+    both sides.
+
+    References
+    ----------
+    .. [1] Johnson, Duvenaud, Wiltschko, Datta and Adams, "Composing graphical models with neural
+       networks for structured representations and fast inference", NeurIPS 2016.
+    .. [2] Bendekgey, Hope and Sudderth, "Unbiased learning of deep generative models with
+       structured discrete representations", NeurIPS 2023.
+
+    Examples
+    --------
+    >>> from sksvae import SVAESwitchingLDS
+    >>> from sksvae.datasets import make_switching_oscillator
+    >>> from sksvae.metrics import matched_accuracy
+    >>> X, states = make_switching_oscillator(10, random_state=0)
+    >>> oscillator = SVAESwitchingLDS(4, latent_dim=2, max_iter=10, tol=0.1, random_state=0)
+    >>> labels = oscillator.fit_predict(X)
+    >>> matched_accuracy(states.ravel(), labels.ravel()) > 0.8
+    True
+    """
+
+    _parameter_constraints: dict = {
+        **DynamicsFit._parameter_constraints,
+        "n_states": [Interval(Integral, 1, None, closed="left")],
+        "transition_concentration_prior": [Interval(Real, 0, None, closed="neither")],
+        "stickiness_prior": [Interval(Real, 0, None, closed="neither")],
+        "implicit_gradient": [StrOptions({"cg", "richardson", "none", "unrolled"})],
+        "max_updates": [Interval(Integral, 1, None, closed="left")],
+        "n_starts": [Interval(Integral, 1, None, closed="left")],
+    }
+    _graphical_name = "switching_dynamics"
+    _architecture_names = ("n_states", *DynamicsFit._architecture_names)
+
+    def __init__(
+        self,
+        n_states=8,
+        *,
+        latent_dim=None,
+        hidden_layer_sizes=(100,),
+        activation="relu",
+        likelihood="gaussian",
+        standardize=True,
+        rows="auto",
+        sequence_length=100,
+        transition_precision_prior=None,
+        noise_covariance_prior=None,
+        degrees_of_freedom_prior=None,
+        transition_concentration_prior=0.5,
+        stickiness_prior=100.0,
+        n_draws=1,
+        beta=1.0,
+        capacity=0.0,
+        natural_gradient="unbiased",
+        implicit_gradient="cg",
+        max_updates=20,
+        n_starts=7,
+        learning_rate_init=0.005,
+        batch_size="auto",
+        max_iter=100,
+        tol=1e-3,
+        n_iter_no_change=20,
+        early_stopping=False,
+        validation_fraction=0.1,
+        n_init=1,
+        warm_start=False,
+        total_samples=None,
+        device="cpu",
+        verbose=0,
+        random_state=None,
+    ):
+        self.n_states = n_states
+        self.latent_dim = latent_dim
+        self.hidden_layer_sizes = hidden_layer_sizes
+        self.activation = activation
+        self.likelihood = likelihood
+        self.standardize = standardize
+        self.rows = rows
+        self.sequence_length = sequence_length
+        self.transition_precision_prior = transition_precision_prior
+        self.noise_covariance_prior = noise_covariance_prior
+        self.degrees_of_freedom_prior = degrees_of_freedom_prior
+        self.transition_concentration_prior = transition_concentration_prior
+        self.stickiness_prior = stickiness_prior
+        self.n_draws = n_draws
+        self.beta = beta
+        self.capacity = capacity
+        self.natural_gradient = natural_gradient
+        self.implicit_gradient = implicit_gradient
+        self.max_updates = max_updates
+        self.n_starts = n_starts
+        self.learning_rate_init = learning_rate_init
+        self.batch_size = batch_size
+        self.max_iter = max_iter
+        self.tol = tol
+        self.n_iter_no_change = n_iter_no_change
+        self.early_stopping = early_stopping
+        self.validation_fraction = validation_fraction
+        self.n_init = n_init
+        self.warm_start = warm_start
+        self.total_samples = total_samples
+        self.device = device
+        self.verbose = verbose
+        self.random_state = random_state
+
+    # ---- fit ----
+
+    def _fixed_point_settings(self, to_train: bool) -> FixedPointSettings:
+        # In training, updates go on in the next epoch.
+        precise = {"tol": 1e-5}
+        quick = {"tol": 1e-2, "solver_tol": 1e-2, "max_solver_steps": 5}
+        return FixedPointSettings(
+            max_updates=self.max_updates if to_train else max(self.max_updates, 100),
+            gradient=self.implicit_gradient,
+            **(quick if to_train else precise),
+        )
+
+    def _initialize(
+        self,
+        model: SequenceVAE,
+        rows: SequenceRows,
+        generator: torch.Generator,
+        random_state: np.random.RandomState,
+        on_epoch_end: Callable[[int, EpochRecord], bool],
+    ) -> None:
+        """Linear dynamics, then states on their latents, then both with the encoder's evidence."""
+        self._fit_linear_dynamics(model, rows)
+        if self.n_states == 1:
+            # Nothing is left to find, and the fit goes on as that of `SVAELinearDynamics`.
+            linear = model.graphical.prior, model.graphical.posterior
+            model.graphical = SwitchingDynamicsModel(*(SwitchingPrior.sticky(1, q) for q in linear))
+            return
+        linear, rows = model.graphical.prior, rows.rejoined()
+        with torch.no_grad():
+            latents = [model.infer(part) for part in rows.parts(CHUNK_STEPS)]
+        found = fit_autoregressive_hmm(
+            latents,
+            SwitchingPrior.sticky(
+                self.n_states,
+                linear,
+                concentration=self.transition_concentration_prior,
+                stickiness=self.stickiness_prior,
+            ),
+            n_starts=self.n_starts,
+            generator=generator,
+        )
+        model.graphical = SwitchingDynamicsModel(found.prior, found.posterior)
+        if rows.memory is not None:
+            stacked = [
+                states[part.mask] for states, part in zip(found.states, latents, strict=True)
+            ]
+            rows.memory.states = torch.cat(stacked).to(rows.encoded)
+        fit_dynamics(model, rows, max_iter=_VB_ITER, tol=_VB_TOL, chunk=CHUNK_STEPS)
+
+    def _recall(self, model: SequenceVAE, rows: SequenceRows) -> None:
+        recall_states(model, rows, chunk=CHUNK_STEPS)
+
+    def _moves(
+        self, model: SequenceVAE, rows: SequenceRows, random_state: np.random.RandomState
+    ) -> Callable[[int], bool]:
+        if rows.memory.states is None:  # what another fit learned goes on
+            self._recall(model, rows)
+        return super()._moves(model, rows, random_state)
+
+    def _finish(self, model: SequenceVAE, rows: SequenceRows) -> None:
+        """Give up states without use, and order the others by their weight."""
+        drop_states(model, rows, chunk=CHUNK_STEPS)
+        order_states(model, rows)
+
+    def _graphical_attributes(self, graphical: SwitchingDynamicsModel) -> dict[str, np.ndarray]:
+        point = graphical.point_parameters()
+        values = {
+            "transition_matrix_": point.transition_matrices,
+            "offset_": point.offsets,
+            "noise_covariance_": point.noise_covariances,
+            "initial_mean_": point.initial_mean,
+            "initial_covariance_": point.initial_covariance,
+            "initial_state_probabilities_": point.initial_state_probabilities,
+            "state_transition_probabilities_": point.state_transition_probabilities,
+            "spectral_radius_": point.spectral_radii,
+            "state_weights_": state_weights(graphical),
+        }
+        arrays = {name: value.cpu().numpy().copy() for name, value in values.items()}
+        return {**arrays, "n_states_": graphical.n_states}

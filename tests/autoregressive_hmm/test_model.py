@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The bound against exact evidence, enumeration of paths and slow twins."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from sksvae.autoregressive_hmm import point_sequences
+from sksvae.autoregressive_hmm.model import Problem, dynamics_statistics, expected_energies
+from sksvae.autoregressive_hmm.sequences import point_part
+from sksvae.expfam import MNIW, NIW, Dirichlet
+from sksvae.graphical.gaussian_chain import chain_stats, transition_energies
+
+from . import cases
+
+LENGTHS = [5, 1, 8, 2]
+
+
+def split(points, lengths):
+    return [z.numpy() for z in points.split(list(lengths))]
+
+
+def assert_close(got, want, **tolerance):
+    torch.testing.assert_close(torch.as_tensor(got), torch.as_tensor(want), **tolerance)
+
+
+def test_the_bound_of_one_state_is_the_evidence():
+    points, _ = cases.switching(0, n_states=1, lengths=LENGTHS)
+    prior = cases.prior(1)
+    problem = Problem.build(point_sequences(points, LENGTHS, max_rows=8).parts, prior)
+    zeros = [[0] * length for length in LENGTHS]
+    want = cases.path_evidence(split(points, LENGTHS), zeros, prior)
+    expectation, bounds = problem.ascend(prior, 5, 0.0)
+    assert bounds[0] < want - 1.0
+    assert expectation.bound == pytest.approx(want, rel=1e-10)
+
+
+def test_the_bound_is_between_the_best_path_and_the_evidence():
+    lengths = [4, 3]
+    points, _ = cases.switching(3, n_states=2, lengths=lengths, stay=0.6)
+    prior = cases.prior(2, stickiness=2.0)
+    problem = Problem.build(point_sequences(points, lengths).parts, prior)
+    paths = list(itertools.product(*(itertools.product(range(2), repeat=n) for n in lengths)))
+    joint = [cases.path_evidence(split(points, lengths), path, prior) for path in paths]
+    evidence = np.logaddexp.reduce(joint)
+    # Shorter sequences come first in the stacking.
+    best = max(zip(joint, paths, strict=True))[1]
+    bounds = [
+        problem.ascend(problem.with_labels(torch.tensor(labels)), 100, 1e-9)[0].bound
+        for labels in (best[1] + best[0], (0, 1) * 3 + (0,), (0,) * 7)
+    ]
+    assert max(joint) <= bounds[0]
+    assert max(bounds) <= evidence
+
+
+@pytest.mark.parametrize("certain", [False, True])
+def test_the_bound_sums_over_all_paths(certain):
+    part = cases.random_posteriors([4, 1, 3])
+    if certain:
+        part = point_part(part.mean, part.mask)
+    prior = cases.prior(3)
+    problem = Problem.build([part], prior)
+    posterior = problem.with_labels(torch.tensor([0, 1, 2, 1, 1, 2, 0, 0]))
+    log_initial, log_rows = (
+        Dirichlet().standard_expected_stats(p).log_probabilities for p in posterior[2:]
+    )
+    energies = transition_energies(part, MNIW().standard_expected_stats(posterior.dynamics))
+    want = 0.0
+    for chain, length in zip(energies, part.mask.sum(-1).tolist(), strict=True):
+        terms = [
+            log_initial[path[0]]
+            + sum(log_rows[i, j] for i, j in itertools.pairwise(path))
+            + sum(chain[t, k] for t, k in enumerate(path[1:]))
+            for path in itertools.product(range(3), repeat=length)
+        ]
+        want += torch.logsumexp(torch.stack(terms), 0)
+    # E log p(z_1) from natural parameters
+    first = NIW().standard_expected_stats(problem.initial)
+    second = part.second_moment[:, 0]
+    want += (part.mean[:, 0] @ first.precision_mean).sum() - 0.5 * (second * first.precision).sum()
+    want += 0.5 * 3 * (first.log_det_precision - first.quadratic - 2 * np.log(2 * np.pi))
+    for family, q, p in zip(
+        (NIW(), MNIW(), Dirichlet(), Dirichlet()),
+        posterior._replace(initial=problem.initial),
+        prior,
+        strict=True,
+    ):
+        want -= family.kl(family.to_natural(q), family.to_natural(p)).sum()
+    assert problem.expect(posterior).bound == pytest.approx(float(want), rel=1e-10)
+
+
+def test_coordinate_ascent_never_loses():
+    for part in (cases.random_posteriors([30, 20]), None):
+        if part is None:
+            points, _ = cases.switching(1, lengths=[60, 40])
+            part = point_sequences(points, [60, 40]).parts[0]
+        problem = Problem.build([part], cases.prior(4))
+        generator = torch.Generator().manual_seed(0)
+        labels = torch.randint(4, (problem.n_rows,), generator=generator)
+        _, bounds = problem.ascend(problem.with_labels(labels), 40, -1.0)
+        assert len(bounds) == 41
+        assert min(np.diff(bounds)) > -1e-10 * abs(bounds[-1])
+
+
+def test_statistics_of_the_expectation_are_those_of_its_marginals():
+    problem, *_ = cases.problem(lengths=(40, 30))
+    expectation = problem.expect(problem.with_labels(torch.arange(70) // 24))
+    weights = sum(part.sum((0, 1)) for part in expectation.marginals)
+    assert_close(expectation.statistics.weights, weights)
+    assert_close(weights.sum(), 70.0, check_dtype=False)
+    assert_close(2 * expectation.statistics.dynamics.log_det_precision.sum().item(), 68.0)
+
+
+@pytest.mark.parametrize("dim", [1, 3])
+def test_fast_paths_for_points_agree_with_slow_ones(dim):
+    points, _ = cases.switching(0, dim=dim, lengths=[50, 30])
+    problem = Problem.build(point_sequences(points, [50, 30]).parts, cases.prior(3, dim))
+    dynamics = problem.with_labels(torch.arange(80) // 30).dynamics
+    (part,) = problem.parts
+    moves = part.mask[:, 1:]
+    got = expected_energies(part, dynamics)[moves]
+    want = transition_energies(part, MNIW().standard_expected_stats(dynamics))[moves]
+    assert_close(got, want, rtol=1e-10, atol=1e-10)
+    weights = torch.rand(2, 49, 3, generator=torch.Generator().manual_seed(0)).double()
+    weights = weights * moves.unsqueeze(-1)
+    slow = chain_stats(part, part.mask.double(), weights)[1]
+    for got, want in zip(dynamics_statistics(part, weights), slow, strict=True):
+        assert_close(got, want, rtol=1e-10, atol=1e-10)
+
+
+def test_steps_without_a_label_are_left_out():
+    problem, points, labels = cases.problem(lengths=(30,))
+    known = labels.clone()
+    known[20:] = -1
+    part = Problem.build(point_sequences(points[:20], [20]).parts, problem.prior)
+    got, want = problem.with_labels(known), part.with_labels(labels[:20])
+    for first, second in zip(got[1:], want[1:], strict=True):
+        for a, b in zip(first, second, strict=True):
+            assert_close(a, b)
+
+
+def test_moments_without_covariances_are_points():
+    points, _ = cases.switching(0, lengths=(20,))
+    (part,) = point_sequences(points, [20]).parts
+    dense = type(part)(
+        part.mean,
+        part.covariance.clone(),
+        part.lag_covariance.clone(),
+        part.draws,
+        part.local_kl,
+        part.mask,
+    )
+    first, second = (Problem.build([p], cases.prior(2)).parts[0] for p in (part, dense))
+    assert first.covariance.stride() == second.covariance.stride()
+
+
+def test_what_cannot_be_fitted_is_refused():
+    points, _ = cases.switching(0, lengths=(20,))
+    parts, prior = point_sequences(points, [20]).parts, cases.prior(3)
+    with pytest.raises(ValueError, match="at least one sequence"):
+        Problem.build([], prior)
+    for field in ("dynamics", "transitions", "initial_states"):
+        part = getattr(prior, field)
+        uneven = part[-1].clone()
+        uneven[(0,) * uneven.ndim] += 1.0
+        changed = prior._replace(**{field: part._replace(**{part._fields[-1]: uneven})})
+        with pytest.raises(ValueError, match="treat all states alike"):
+            Problem.build(parts, changed)
+    bad = points.clone()
+    bad[3] = torch.nan
+    with pytest.raises(ValueError, match="finite means"):
+        Problem.build(point_sequences(bad, [20]).parts, prior)
+    mask = torch.tensor([[True, False, True]])
+    with pytest.raises(ValueError, match="without gaps"):
+        Problem.build([point_part(torch.zeros(1, 3, 2), mask)], prior)
