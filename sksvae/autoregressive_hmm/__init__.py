@@ -12,10 +12,12 @@ from sksvae.autoregressive_hmm.fit import (
     prune_states,
 )
 from sksvae.autoregressive_hmm.sequences import PointSequences, point_sequences
+from sksvae.autoregressive_hmm.starts import choose_prior
 
 __all__ = [
     "AutoregressiveHMM",
     "PointSequences",
+    "choose_prior",
     "fit_autoregressive_hmm",
     "point_sequences",
     "prune_states",

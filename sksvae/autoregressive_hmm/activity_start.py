@@ -21,7 +21,7 @@ _KMEANS_ROUNDS = 50
 _SURPLUS = 3  # times as many states as wanted to begin with
 _FIRST_ROUNDS = 10  # of coordinate ascent with all of them
 _ROUNDS = 2  # after each few merges
-_SHARE = 24  # of the states that are too many, one in so many is merged at a time
+_SHARE = 12  # of the states that are too many, one in so many is merged at a time
 
 
 def from_activity(

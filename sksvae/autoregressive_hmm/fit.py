@@ -13,7 +13,7 @@ from sksvae.autoregressive_hmm.starts import propose_starts
 from sksvae.graphical import ChainPosterior, SwitchingPrior
 
 _START_ROUNDS = 8  # after which starts are compared
-_FINALISTS = 3
+_FINALISTS = 2
 _FINALIST_ROUNDS = 30
 _MOVE_ROUNDS = 10  # of all kinds of moves
 _WINDOW = 250  # most steps of a sequence in the search: shorter ones, side by side, are faster

@@ -3,23 +3,29 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import cycle, islice
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sksvae.autoregressive_hmm.activity_start import cluster_steps, from_activity, with_states
+from sksvae.autoregressive_hmm.activity_start import (
+    activity_features,
+    cluster_steps,
+    from_activity,
+    with_states,
+)
 from sksvae.autoregressive_hmm.merging import UNUSED, disjoint_pairs, merge_gains, merged
 from sksvae.autoregressive_hmm.model import Problem
 from sksvae.autoregressive_hmm.segments import Segments, cluster_segments
-from sksvae.graphical import SwitchingPrior
+from sksvae.graphical import ChainPosterior, SwitchingPrior
 
 Start = Callable[[Problem, Any, torch.Generator], SwitchingPrior]
 
 _WIDTHS = (10, 20, 40)  # of windows: latents of one second and of several, at common rates
 
+_PRIOR_ROUNDS = 10  # after which priors are compared
 _MERGE_ROUNDS = 5  # of coordinate ascent before states are merged
 
 
@@ -44,18 +50,74 @@ def propose_starts(
     """
     kinds: list[tuple[Start, Any]] = [
         (from_activity, _WIDTHS),
+        (from_merges, 20),
+        (from_activity, _WIDTHS),
         (from_windows, 10),
         (from_activity, _WIDTHS),
-        (from_merges, 20),
         (from_stretches, 20),
         (from_windows, 1),
+        (from_chance, 20),
         (from_merges, 10),
         (from_windows, 30),
-        (from_stretches, 10),
-        (from_chance, 20),
     ]
     for kind, width in islice(cycle(kinds), n_starts):
         yield kind(problem, width, generator)
+
+
+def choose_prior(
+    parts: Sequence[ChainPosterior],
+    priors: Sequence[SwitchingPrior],
+    *,
+    max_rows: int = 10_000,
+    generator: torch.Generator,
+) -> SwitchingPrior:
+    """Prior with the best bound, a few rounds after a simple start that they share.
+
+    Parameters
+    ----------
+    parts : sequence of ChainPosterior
+        Moments of latents.
+    priors : sequence of SwitchingPrior
+        Of equally many states.
+    max_rows : int, default=10_000
+        Most steps to use; windows are drawn if there are more.
+    generator : torch.Generator
+        Source of randomness.
+
+    Returns
+    -------
+    SwitchingPrior
+        One of them.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sksvae.autoregressive_hmm import choose_prior, point_sequences
+    >>> from sksvae.graphical import DynamicsPrior, SwitchingPrior
+    >>> generator = torch.Generator().manual_seed(0)
+    >>> noise = torch.randn(200, 2, generator=generator, dtype=torch.float64)
+    >>> priors = [
+    ...     SwitchingPrior.sticky(2, DynamicsPrior.isotropic(2, noise_scale=scale))
+    ...     for scale in (1.0, 1e-4)
+    ... ]
+    >>> prior = choose_prior(point_sequences(noise, [200]).parts, priors, generator=generator)
+    >>> prior is priors[0]
+    True
+    """
+    if len(priors) == 1:
+        return priors[0]
+    problem = Problem.build(parts, priors[0])
+    if problem.n_rows > max_rows:
+        windows = problem.stacking.sample(problem.parts, max_rows, max_rows, generator)
+        problem = Problem.build(windows, priors[0])
+    features = torch.cat([activity_features(problem, width) for width in _WIDTHS], 1)
+    labels = cluster_steps(features.cpu().numpy(), problem.prior.n_states, generator)
+    bounds = []
+    for prior in priors:
+        each = Problem.build(problem.parts, prior)
+        start = each.with_labels(labels.to(problem.stacking.means.device))
+        bounds.append(each.ascend(start, _PRIOR_ROUNDS, 1e-3)[0].bound)
+    return priors[bounds.index(max(bounds))]
 
 
 def from_windows(problem: Problem, width: int, generator: torch.Generator) -> SwitchingPrior:

@@ -22,7 +22,7 @@ from sksvae.likelihoods.base import Likelihood
 from sksvae.sequence_objective import SequenceRows, SequenceVAE
 from sksvae.sequences import Sequences, Windows, read_sequences, split_sequences
 
-CHUNK_STEPS = 16_384  # steps, with padding, that are in memory at a time outside training
+CHUNK_STEPS = 32_768  # steps, with padding, that are in memory at a time outside training
 _UNCUT = 5000  # most steps of a sequence where the initialisation needs more than windows
 
 

@@ -2,6 +2,7 @@
 """What fitted switching dynamics say about sequences."""
 
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -11,13 +12,15 @@ from torch.nn.functional import one_hot, pad
 from sksvae.estimators.sequence_predictions import Ends, SequencePredictions
 from sksvae.estimators.sequences import CHUNK_STEPS
 from sksvae.graphical import Potentials, SwitchingPosterior
+from sksvae.graphical.switching_inference import SwitchingProblem
 from sksvae.inference import draw_gaussian, draw_paths, most_probable_path
 from sksvae.sequence_objective import SequenceRows, SequenceVAE, pad_steps, padded
 from sksvae.sequences import Sequences, Windows
 
 _WHOLE = 6000  # steps of the longest sequence that is inferred in one piece
-_PIECE = 2000  # steps of the pieces of longer ones
-_MARGIN = 300  # steps beyond each end of a piece that its posterior takes into account
+_PIECE = 400  # steps of the pieces of longer ones
+_MARGIN = 100  # steps beyond each end of a piece that its posterior takes into account
+_SWEEPS = 20  # of all latents and all states, until a completion is drawn
 _MAX_GROWTH = 10.0  # of deviations over a forecast, before it is warned of
 
 
@@ -229,36 +232,29 @@ class StatePredictions(SequencePredictions):
     def _posterior_draws(
         self, model: SequenceVAE, rows: SequenceRows, n_draws: int, generator: torch.Generator
     ) -> Tensor:
-        """Draws from several posteriors, which differ where observations are missing.
+        """Draws of latents, each from a Markov chain of its own.
 
-        Each begins with a path of states that is drawn: from what the best posterior says where
-        something is observed, and from the Markov chain between, so that the futures which agree
-        with both sides of a gap all occur ([P] appendix A.6).
+        It begins with a path of states: drawn from what the best posterior says where something is
+        observed, and from the prior between, so that all ways through a gap occur ([P] appendix
+        A.6). Draws of all latents given the states and of all states given the latents follow.
+        After some of them the path agrees with both sides of the gap, and its draws have the
+        proportions of the posterior, which q(z) q(k) around a path cannot have.
         """
-        mask, graphical = rows.mask, model.graphical
-        params = graphical.expected_params()
+        mask, params = rows.mask, model.graphical.expected_params()
         potentials = padded(model.encode(rows), mask)
-        best = self._posterior(model, rows)
         seen = _observed(rows)
         # What moves into a step is known where the one before is observed, too.
-        known = pad(seen[:, 1:] & seen[:, :-1], (1, 0))
-        evidence = torch.where(known.unsqueeze(-1), best.energies, 0.0)
-        paths = draw_paths(*params[8:], evidence, n_draws, generator, mask=mask).clamp_min(0)
-        starts = one_hot(paths, graphical.n_states).to(best.states) * mask.unsqueeze(-1)
+        known = pad(seen[:, 1:] & seen[:, :-1], (1, 0)).unsqueeze(-1)
+        evidence = torch.where(known, self._posterior(model, rows).energies, 0.0)
+        paths = draw_paths(*params[8:], evidence, n_draws, generator, mask=mask)
         draws = []
-        for some in starts.split(max(1, CHUNK_STEPS // mask.numel())):
-            n_times = len(some)
-            noise = _noise((n_times, *best.mean.shape), best.mean, generator)
-            posterior = graphical.infer(
-                Potentials(*(field.repeat(n_times, 1, 1) for field in potentials)),
-                params,
-                mask.repeat(n_times, 1),
-                noise.flatten(0, 1).unsqueeze(0),
-                "sequential",
-                model.settings,
-                some.flatten(0, 1),
+        for some in paths.split(max(1, CHUNK_STEPS // mask.numel())):
+            repeated = (field.repeat(len(some), 1, 1) for field in potentials)
+            problem = SwitchingProblem.build(
+                Potentials(*repeated), params, mask.repeat(len(some), 1)
             )
-            draws.append(posterior.draws[0].unflatten(0, some.shape[:2]))
+            z = _gibbs_draws(problem, some.flatten(0, 1), generator)
+            draws.append(z.unflatten(0, some.shape[:2]))
         return torch.cat(draws)
 
     def _warn_of_growth(self, now: Tensor, then: Tensor) -> None:
@@ -295,6 +291,32 @@ def _moved_to_observed(terms: Tensor, observed: Tensor) -> Tensor:
     last = torch.where(observed, step, -1).amax(1, keepdim=True)
     place = torch.minimum(later, last).clamp_min(0)
     return torch.where(observed, torch.zeros_like(terms).scatter_add(1, place, terms), 0.0)
+
+
+def _gibbs_draws(problem: SwitchingProblem, paths: Tensor, generator: torch.Generator) -> Tensor:
+    """Latents of sequences, given states and states given latents in turn, from given paths."""
+    n_sweeps = _SWEEPS if problem.n_states > 1 else 1
+    for sweep in range(1, n_sweeps + 1):
+        states = one_hot(paths.clamp_min(0), problem.n_states) * problem.mask.unsqueeze(-1)
+        shape = (1, *problem.potentials.precision.shape)
+        noise = _noise(shape, problem.potentials.precision, generator)
+        given_states = problem.gaussian(states.to(noise), noise)
+        if sweep < n_sweeps:
+            certain = replace(
+                given_states,
+                mean=given_states.draws[0],
+                covariance=torch.zeros_like(given_states.covariance),
+                lag_covariance=torch.zeros_like(given_states.lag_covariance),
+            )
+            (paths,) = draw_paths(
+                problem.log_initial,
+                problem.log_transition,
+                problem.energies(certain),
+                1,
+                generator,
+                mask=problem.mask,
+            )
+    return given_states.draws[0]
 
 
 def _noise(shape: tuple[int, ...], like: Tensor, generator: torch.Generator) -> Tensor:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from sklearn.utils._param_validation import Interval, StrOptions
 
-from sksvae.autoregressive_hmm import fit_autoregressive_hmm
+from sksvae.autoregressive_hmm import choose_prior, fit_autoregressive_hmm
 from sksvae.estimators.dynamics_fit import DynamicsFit
 from sksvae.estimators.sequence_start import fit_dynamics
 from sksvae.estimators.sequences import CHUNK_STEPS
@@ -58,7 +58,7 @@ class SVAESwitchingLDS(DynamicsFit, StatePredictions):
         Most steps of a window in training; longer sequences are cut.
     transition_precision_prior : float or None, default=None
         Pseudo-count of steps behind the prior mean of ``[A_k b_k]``, which is zero; ``None``: of 1,
-        0.1 and 0.01 the one with the best bound of linear dynamics before networks are trained.
+        0.1 and 0.01 the one with the best bound before states and networks are trained.
     noise_covariance_prior : float, array-like or None, default=None
         Scale matrix of the inverse Wishart over ``Q_k``, of shape (latent_dim, latent_dim), or what
         to multiply the identity by; ``None``: 0.1, or 0.01 with the last of these counts. Latents
@@ -84,18 +84,18 @@ class SVAESwitchingLDS(DynamicsFit, StatePredictions):
         iteration of [2]_, none at all, or differentiation through all updates.
     max_updates : int, default=20
         Most rounds of block updates of a sequence.
-    n_starts : int, default=7
+    n_starts : int, default=5
         Starts of the autoregressive hidden Markov model that initialises states and dynamics.
-    learning_rate_init : float, default=0.005
+    learning_rate_init : float, default=0.001
         Step size of Adam at the start; it falls to zero along a half cosine.
     batch_size : int or 'auto', default='auto'
         Steps per minibatch, in whole windows; ``'auto'`` means ``min(500, n_rows)``.
-    max_iter : int, default=100
+    max_iter : int, default=30
         Most epochs.
     tol : float, default=1e-3
         Least improvement of the bound, in nats per row and averaged over the last
         ``n_iter_no_change`` epochs, that counts as one.
-    n_iter_no_change : int, default=20
+    n_iter_no_change : int, default=10
         Epochs without improvement before training stops.
     early_stopping : bool, default=False
         Whether improvement is judged on held-out sequences (or on a stretch of the only one), and
@@ -179,8 +179,8 @@ class SVAESwitchingLDS(DynamicsFit, StatePredictions):
     (`sksvae.autoregressive_hmm`), then q(theta) alone to the potentials of the encoder, then
     everything. Block updates go on from where they ended in the last epoch.
 
-    A sequence of more than 6,000 steps is inferred in pieces of 2,000 steps that overlap by 300 on
-    both sides.
+    A sequence of more than 6,000 steps is inferred in pieces of 400 steps, each with 100 further
+    steps on both sides.
 
     References
     ----------
@@ -194,8 +194,9 @@ class SVAESwitchingLDS(DynamicsFit, StatePredictions):
     >>> from sksvae import SVAESwitchingLDS
     >>> from sksvae.datasets import make_switching_oscillator
     >>> from sksvae.metrics import matched_accuracy
-    >>> X, states = make_switching_oscillator(10, random_state=0)
-    >>> oscillator = SVAESwitchingLDS(4, latent_dim=2, max_iter=10, tol=0.1, random_state=0)
+    >>> X, states = make_switching_oscillator(4, random_state=0)
+    >>> oscillator = SVAESwitchingLDS(
+    ...     4, latent_dim=2, n_starts=1, max_iter=5, tol=0.1, random_state=0)
     >>> labels = oscillator.fit_predict(X)
     >>> matched_accuracy(states.ravel(), labels.ravel()) > 0.8
     True
@@ -235,12 +236,12 @@ class SVAESwitchingLDS(DynamicsFit, StatePredictions):
         natural_gradient="unbiased",
         implicit_gradient="cg",
         max_updates=20,
-        n_starts=7,
-        learning_rate_init=0.005,
+        n_starts=5,
+        learning_rate_init=0.001,
         batch_size="auto",
-        max_iter=100,
+        max_iter=30,
         tol=1e-3,
-        n_iter_no_change=20,
+        n_iter_no_change=10,
         early_stopping=False,
         validation_fraction=0.1,
         n_init=1,
@@ -288,10 +289,10 @@ class SVAESwitchingLDS(DynamicsFit, StatePredictions):
 
     def _fixed_point_settings(self, to_train: bool) -> FixedPointSettings:
         # In training, updates go on in the next epoch.
-        precise = {"tol": 1e-5}
+        precise = {"tol": 1e-4}
         quick = {"tol": 1e-2, "solver_tol": 1e-2, "max_solver_steps": 5}
         return FixedPointSettings(
-            max_updates=self.max_updates if to_train else max(self.max_updates, 100),
+            max_updates=self.max_updates if to_train else max(self.max_updates, 50),
             gradient=self.implicit_gradient,
             **(quick if to_train else precise),
         )
@@ -311,20 +312,20 @@ class SVAESwitchingLDS(DynamicsFit, StatePredictions):
             linear = model.graphical.prior, model.graphical.posterior
             model.graphical = SwitchingDynamicsModel(*(SwitchingPrior.sticky(1, q) for q in linear))
             return
-        linear, rows = model.graphical.prior, rows.rejoined()
+        rows = rows.rejoined()
         with torch.no_grad():
             latents = [model.infer(part) for part in rows.parts(CHUNK_STEPS)]
-        found = fit_autoregressive_hmm(
-            latents,
+        priors = [
             SwitchingPrior.sticky(
                 self.n_states,
-                linear,
+                prior,
                 concentration=self.transition_concentration_prior,
                 stickiness=self.stickiness_prior,
-            ),
-            n_starts=self.n_starts,
-            generator=generator,
-        )
+            )
+            for prior in self._priors(model.graphical.latent_dim, rows.encoded)
+        ]
+        prior = choose_prior(latents, priors, generator=generator)
+        found = fit_autoregressive_hmm(latents, prior, n_starts=self.n_starts, generator=generator)
         model.graphical = SwitchingDynamicsModel(found.prior, found.posterior)
         if rows.memory is not None:
             stacked = [

@@ -58,7 +58,8 @@ def test_results_are_consistent():
     points, _ = cases.switching(2, lengths=lengths)
     sequences, prior = point_sequences(points, lengths, 80), cases.prior(5)
     fitted = fit(sequences.parts, prior, n_starts=4)
-    assert fitted.history == sorted(fitted.history)
+    rises = np.diff(fitted.history)
+    assert (rises >= -1e-9).all()  # up to rounding
     assert fitted.history[-1] == fitted.bound
     assert (fitted.weights.diff() <= 1e-9).all()
     for part, states in zip(sequences.parts, fitted.states, strict=True):
@@ -160,7 +161,8 @@ def test_unkind_data(points, lengths, n_states):
     prior = cases.prior(n_states)
     fitted, probabilities = fit_points(points.double(), lengths, prior)
     assert np.isfinite(fitted.bound)
-    assert fitted.history == sorted(fitted.history)
+    rises = np.diff(fitted.history)
+    assert (rises >= -1e-9).all()  # up to rounding
     torch.testing.assert_close(probabilities.sum(-1), torch.ones(len(points)).double())
     pruned = prune_states(fitted, point_sequences(points.double(), lengths).parts)
     assert 1 <= pruned.prior.n_states <= n_states
