@@ -37,6 +37,19 @@ class AutoregressiveHMM:
         Bounds on the way, increasing: of the best start, and of moves that were kept.
     converged : bool
         Whether the last round gained less than the tolerance.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sksvae.autoregressive_hmm import fit_autoregressive_hmm, point_sequences
+    >>> from sksvae.graphical import DynamicsPrior, SwitchingPrior
+    >>> generator = torch.Generator().manual_seed(0)
+    >>> noise = torch.randn(100, 1, generator=generator, dtype=torch.float64)
+    >>> prior = SwitchingPrior.sticky(2, DynamicsPrior.isotropic(1))
+    >>> fit = fit_autoregressive_hmm(
+    ...     point_sequences(noise, [100]).parts, prior, n_starts=1, generator=generator)
+    >>> fit.weights.round().tolist()
+    [100.0, 0.0]
     """
 
     prior: SwitchingPrior
