@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Segmentation of recordings with true labels: accuracy, ARI, NMI, segments, time.
+
+    OMP_NUM_THREADS=2 python benchmarks/segmentation.py recordings.npz --n-states 12 --seeds 5
+
+The archive holds ``X`` (n_rows, n_features), ``groups`` (n_rows,) and ``y`` (n_rows,). Settings are
+the defaults of the estimator; labels only measure. Beside it stand mixtures and k-means of
+scikit-learn on single rows and on windows of 21 rows.
+"""
+
+import argparse
+import json
+import time
+import warnings
+
+import numpy as np
+import torch
+from sklearn.cluster import KMeans
+from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
+from sklearn.mixture import BayesianGaussianMixture, GaussianMixture
+from sklearn.preprocessing import StandardScaler
+
+from sksvae import SVAESwitchingLDS
+from sksvae.metrics import matched_accuracy
+
+
+def window_features(X, groups, half_width):
+    """Means and standard deviations over windows of rows."""
+    features = np.empty((len(X), 2 * X.shape[1]))
+    for group in np.unique(groups):
+        rows = np.flatnonzero(groups == group)
+        for i, row in enumerate(rows):
+            window = X[rows[max(i - half_width, 0) : i + half_width + 1]]
+            features[row] = np.concatenate([window.mean(0), window.std(0)])
+    return StandardScaler().fit_transform(features)
+
+
+def measures(y, labels, groups, seconds, **more):
+    changes = sum((np.diff(labels[groups == group]) != 0).sum() for group in np.unique(groups))
+    return {
+        "accuracy": matched_accuracy(y, labels),
+        "ari": adjusted_rand_score(y, labels),
+        "nmi": normalized_mutual_info_score(y, labels),
+        "n_segments": int(changes + len(np.unique(groups))),
+        "n_states_used": len(np.unique(labels)),
+        "seconds": seconds,
+        **more,
+    }
+
+
+def classical(X, y, groups, n_states, seed):
+    """Rows of the classical tools."""
+    models = {
+        "KMeans": KMeans(n_states, n_init=10, random_state=seed),
+        "GaussianMixture": GaussianMixture(n_states, covariance_type="diag", random_state=seed),
+        "BayesianGaussianMixture": BayesianGaussianMixture(n_states, random_state=seed),
+    }
+    inputs = {"rows": StandardScaler().fit_transform(X), "windows": window_features(X, groups, 10)}
+    for name, model in models.items():
+        for kind, features in inputs.items():
+            start = time.perf_counter()
+            labels = model.fit_predict(features)
+            seconds = time.perf_counter() - start
+            yield f"{name}, {kind}", measures(y, labels, groups, seconds)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("archive")
+    parser.add_argument("--n-states", type=int, default=12)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--latent-dim", type=int, default=None)
+    arguments = parser.parse_args()
+    warnings.simplefilter("ignore")
+    archive = np.load(arguments.archive)
+    X, groups, y = (archive[name] for name in ("X", "groups", "y"))
+    found = {}
+    for seed in range(arguments.seeds):
+        start = time.perf_counter()
+        model = SVAESwitchingLDS(
+            arguments.n_states, latent_dim=arguments.latent_dim, random_state=seed
+        ).fit(X, groups=groups)
+        seconds = time.perf_counter() - start
+        labels = model.predict(X, groups=groups)
+        result = measures(y, labels, groups, seconds, lower_bound=model.lower_bound_)
+        found.setdefault("SVAESwitchingLDS", []).append(result)
+        for name, result in classical(X, y, groups, arguments.n_states, seed):
+            found.setdefault(name, []).append(result)
+    for name, results in found.items():
+        for result in results:
+            print(json.dumps({"model": name, **result}))
+        summary = {
+            key: {
+                "median": float(np.median([result[key] for result in results])),
+                "worst": float(min(result[key] for result in results)),
+            }
+            for key in ("accuracy", "ari", "nmi")
+        }
+        seconds = float(np.median([result["seconds"] for result in results]))
+        print(json.dumps({"model": name, "summary": summary, "seconds": seconds}))
+
+
+if __name__ == "__main__":
+    print(json.dumps({"threads": torch.get_num_threads()}))
+    main()
