@@ -20,14 +20,48 @@ VARIANTS = [
 ]
 
 
+# Switching dynamics are tried with several numbers of states, which takes its time.
+SWITCHING = sksvae.SVAESwitchingLDS
+TINY = {
+    "n_states": 2,
+    "latent_dim": 1,
+    "hidden_layer_sizes": (),
+    "max_iter": 1,
+    "transition_precision_prior": 1.0,
+    "noise_covariance_prior": 0.1,
+}
+UNUSUAL = {
+    "n_states": 3,
+    "latent_dim": 3,
+    "likelihood": "student_t",
+    "sequence_length": 5,
+    "stickiness_prior": 1.0,
+    "implicit_gradient": "richardson",
+    "max_updates": 3,
+    "natural_gradient": "biased",
+    "transition_precision_prior": 1.0,
+}
+
+
 def made(Estimator, **params):
     names = Estimator._get_param_names()
     return Estimator(**{name: value for name, value in params.items() if name in names})
 
 
+def quick(Estimator, **params):
+    tiny = TINY if Estimator is SWITCHING else {}
+    return made(Estimator, **(QUICK | params | tiny))
+
+
+def marked(estimators):
+    """Parameters of a test, of which those that take long are marked."""
+    slow = pytest.mark.slow
+    return [pytest.param(e, marks=slow) if isinstance(e, SWITCHING) else e for e in estimators]
+
+
 DEFAULTS = [Estimator() for Estimator in ESTIMATORS]
-SMALL = [made(Estimator, **QUICK) for Estimator in ESTIMATORS]
-VARIED = [made(Estimator, **(QUICK | params)) for Estimator in ESTIMATORS for params in VARIANTS]
+SMALL = [quick(Estimator) for Estimator in ESTIMATORS]
+VARIED = [quick(Estimator, **params) for Estimator in ESTIMATORS for params in VARIANTS]
 # Rows that are one sequence depend on their order and on each other.
 TIME = {
     "rows": "consecutive",
@@ -36,10 +70,9 @@ TIME = {
     "noise_covariance_prior": [[0.1, 0.0], [0.0, 0.1]],
 }
 IN_TIME = [
-    made(Estimator, **QUICK, **TIME)
-    for Estimator in ESTIMATORS
-    if "rows" in Estimator._get_param_names()
+    quick(Estimator, **TIME) for Estimator in ESTIMATORS if "rows" in Estimator._get_param_names()
 ]
+LONGER = [e for e in VARIED if isinstance(e, SWITCHING)] + [made(SWITCHING, **QUICK | UNUSUAL)]
 
 
 def check_id(value):
@@ -66,7 +99,16 @@ def test_default_estimator(estimator, check):
     check(estimator)
 
 
-@parametrize_with_checks(VARIED + IN_TIME, expected_failed_checks=expected_failures)
+@pytest.mark.slow
+@parametrize_with_checks(LONGER, expected_failed_checks=expected_failures)
+def test_estimator_that_takes_long(estimator, check):
+    check(estimator)
+
+
+@parametrize_with_checks(
+    [e for e in VARIED if not isinstance(e, SWITCHING)] + IN_TIME,
+    expected_failed_checks=expected_failures,
+)
 def test_estimator(estimator, check):
     check(estimator)
 
@@ -87,14 +129,14 @@ MORE_CHECKS = [
 
 @pytest.mark.filterwarnings("ignore:X (has|does not have valid) feature names:UserWarning")
 @pytest.mark.parametrize("check", MORE_CHECKS, ids=lambda check: check.__name__)
-@pytest.mark.parametrize("estimator", SMALL, ids=check_id)
+@pytest.mark.parametrize("estimator", marked(SMALL), ids=check_id)
 def test_further_checks(estimator, check):
     check(type(estimator).__name__, estimator)
 
 
 @pytest.mark.parametrize(
     "estimator",
-    SMALL + [made(Estimator, **QUICK, early_stopping=True) for Estimator in ESTIMATORS],
+    marked(SMALL + [quick(Estimator, early_stopping=True) for Estimator in ESTIMATORS]),
     ids=check_id,
 )
 def test_column_names(estimator):

@@ -11,6 +11,7 @@ from sksvae.inference import FixedPointSettings
 from sksvae.likelihoods.gaussian import GaussianLikelihood
 from sksvae.sequence_objective import SequenceRows, SequenceVAE, padded
 
+from .graphical import switching_cases
 from .graphical.dynamics_cases import random_model
 from .models import LATENT_DIM, N_FEATURES, NOISE, cubature, generator, normal
 
@@ -130,6 +131,101 @@ def test_potentials_shrink_with_what_is_missing():
     filled = SequenceRows(gappy.encoded, gappy.encoded, gappy.lengths)
     for whole, part in zip(model.encode(filled), model.encode(gappy), strict=True):
         torch.testing.assert_close(part[3], share * whole[3])
+
+
+# Memory of states --------------------------------------------------------------------------------
+
+
+def switching(lengths=LENGTHS, uncut=None):
+    """Model with states, rows with a memory, and their posterior."""
+    model, _, _ = build()
+    model.graphical = switching_cases.random_model(dim=LATENT_DIM)
+    rows = data(lengths).with_memory(uncut)
+    return model, rows, model.infer(rows)
+
+
+def test_a_memory_begins_empty():
+    _, rows, _ = switching()
+    assert rows.memory.states is None
+    assert rows.recall() is None
+    assert rows.take(torch.tensor([1])).memory is rows.memory
+    assert data().recall() is None
+    assert data().take(torch.tensor([1])).memory is None
+    for name in ("observed", "encoded", "lengths"):
+        assert torch.equal(getattr(rows, name), getattr(data(), name))
+
+
+def test_states_are_recalled_as_they_were_remembered():
+    _, rows, posterior = switching()
+    rows.remember(posterior)
+    assert rows.memory.states.shape == (sum(LENGTHS), 3)
+    assert not rows.memory.states.requires_grad
+    assert torch.equal(rows.recall(), posterior.states)
+
+
+@pytest.mark.parametrize("chosen", [[0], [2, 1], [3, 0, 2], [1, 1, 0]])
+def test_states_are_recalled_by_whom_they_belong_to(chosen):
+    _, rows, posterior = switching()
+    rows.remember(posterior)
+    taken = rows.take(torch.tensor(chosen))
+    recalled = taken.recall()
+    assert recalled.shape == (*taken.latent_shape, 3)
+    assert torch.equal(recalled, posterior.states[chosen, : taken.latent_shape[1]])
+    again = taken.take(torch.tensor([len(chosen) - 1]))
+    assert torch.equal(again.recall()[0], recalled[-1, : again.latent_shape[1]])
+
+
+def test_what_a_batch_remembers_leaves_the_others_alone():
+    model, rows, posterior = switching()
+    rows.remember(posterior)
+    batch = rows.take(torch.tensor([3, 1]))
+    other = model.infer(SequenceRows(batch.observed, batch.encoded + 1.0, batch.lengths))
+    batch.remember(other)
+    recalled = rows.recall()
+    assert torch.equal(recalled[[3, 1]], other.states)
+    assert torch.equal(recalled[[0, 2]], posterior.states[[0, 2]])
+    parts = list(rows.parts(6))
+    assert len(parts) > 1
+    torch.testing.assert_close(
+        torch.cat([part.recall()[part.mask] for part in parts]), rows.memory.states, rtol=0, atol=0
+    )
+
+
+def test_windows_and_the_sequences_that_they_were_cut_from_share_a_memory():
+    """Of lengths 5 and 9, in windows of 5, 1, 3 and 5 steps."""
+    model, windows, posterior = switching(uncut=torch.tensor([5, 9]))
+    rejoined = windows.rejoined()
+    assert rejoined.lengths.tolist() == [5, 9]
+    assert rejoined.memory is windows.memory
+    assert torch.equal(rejoined.observed, windows.observed)
+    rejoined.remember(model.infer(rejoined))
+    recalled = rejoined.recall()
+    assert torch.equal(windows.recall()[0], recalled[0, :5])
+    assert torch.equal(windows.recall()[2, :3], recalled[1, 1:4])
+    windows.remember(posterior)
+    assert torch.equal(rejoined.recall()[1, 4:9], posterior.states[3])
+    for rows in (data(), data().with_memory()):
+        assert rows.rejoined() is rows
+
+
+def test_there_is_nothing_to_remember_without_states_or_a_memory():
+    model, _, _ = build()
+    rows = data().with_memory()
+    rows.remember(model.infer(rows))
+    assert rows.memory.states is None
+    _, _, posterior = switching()
+    data().remember(posterior)
+
+
+def test_the_bound_begins_where_the_last_one_ended():
+    model, rows, posterior = switching()
+    model.settings = FixedPointSettings(max_updates=1)
+    first = model.infer(rows)
+    assert not first.converged.all()
+    for _ in range(60):
+        terms = terms_of(model, rows, noise_for(rows))
+    assert terms.posterior.converged.all()
+    torch.testing.assert_close(rows.recall(), posterior.states, rtol=0, atol=1e-5)
 
 
 # Sums over sequences -----------------------------------------------------------------------------
