@@ -173,8 +173,8 @@ for first, last, label in spells(states):
 # default of ``stickiness_prior`` finds the deep crises as well, four latents leave one state, both
 # with worse bounds. Hidden layers find the same quarters, mostly; their bound is better, but what
 # networks learn costs nothing in it. Changes over a quarter tell another story. With two latents
-# the states are two eras: volatile, and calm from 1984Q1 to 2008Q1, the Great Moderation. With three
-# latents, which have the better bound, one state is left.
+# the states are two eras: volatile, and calm from 1984Q1 to 2008Q1, the Great Moderation. With
+# three latents, which have the better bound, one state is left.
 #
 # See it
 # ------
