@@ -128,7 +128,8 @@ for (n_states, seed), model in fits.items():
 # --------------------
 # Mean and standard deviation of the indicators in each state, and of two that the model has not
 # seen: inflation, and the change of the Treasury bill rate.
-shown = changes.rename(columns={**INDICATORS, "cpi": "(inflation, %)", "tbilrate": "(T-bill rate)"})
+shown = X.rename(columns=INDICATORS)
+shown["(Inflation, %)"], shown["(T-bill rate, points)"] = changes["cpi"], changes["tbilrate"]
 print(f"\n{'':24s}" + "".join(f"{'state ' + str(k):>16s}" for k in range(economy.n_states_)))
 rows = {
     name: [f"{x[states == k].mean():.1f} ± {x[states == k].std():.1f}" for k in np.unique(states)]

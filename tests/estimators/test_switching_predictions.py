@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from sksvae import SVAESwitchingLDS
+from sksvae.estimators.state_predictions import _moved_to_observed
 from sksvae.inference import FixedPointSettings
 from sksvae.metrics import matched_accuracy
 
@@ -125,6 +126,23 @@ def test_the_score_is_the_mean_over_rows_that_are_observed():
     assert 6 * KNOWN.score(SHORT["a gap"]) == pytest.approx(exact, abs=0.05)
 
 
+@pytest.mark.parametrize(
+    ("observed", "expected"),
+    [
+        ("oxoxo", [0, 3, 0, 28, 0]),
+        ("xxxxx", [1, 2, 4, 8, 16]),
+        ("xooox", [1, 0, 0, 0, 30]),
+        ("ooxoo", [0, 0, 31, 0, 0]),
+        ("ooooo", [0, 0, 0, 0, 0]),
+    ],
+)
+def test_what_a_gap_costs_stands_at_the_next_observation(observed, expected):
+    """Or at the last one; nothing is lost but where there is none."""
+    terms = torch.tensor([[1.0, 2.0, 4.0, 8.0, 16.0]])
+    moved = _moved_to_observed(terms, torch.tensor([[letter == "x" for letter in observed]]))
+    assert moved.tolist() == [expected]
+
+
 def test_sequences_in_order_score_better():
     shuffled = np.random.default_rng(0).permutation(X, axis=1)
     assert KNOWN.score(X) > KNOWN.score(shuffled) + 1
@@ -205,8 +223,8 @@ def test_gaps_are_filled_by_the_mean_of_what_is_missing(case):
     np.testing.assert_allclose(filled[missing], mean[missing], atol=0.02)
     draws = KNOWN.impute(sequence, 300)
     mean, variance = exact.moments
-    error = np.abs(draws.mean(0) - mean) / np.sqrt(variance / 300)
-    assert error[missing].max() < 4.5
+    error = np.abs(draws.mean(0) - mean)[missing] / np.sqrt(variance[missing] / 300)
+    assert error.max() < 4.5
     np.testing.assert_allclose(draws.std(0)[missing], np.sqrt(variance[missing]), rtol=0.3)
 
 
