@@ -51,6 +51,13 @@ setup(
             "setuptools>=77",
             "skops",
         ],
-        "doc": [*EXAMPLES, "numpydoc", "sphinx", "sphinx-gallery"],
+        "doc": [
+            *EXAMPLES,
+            "numpydoc",
+            "pydata-sphinx-theme",
+            "sphinx",
+            "sphinx-gallery",
+            "sphinxcontrib-bibtex",
+        ],
     },
 )
