@@ -5,7 +5,7 @@ import math
 import warnings
 from abc import ABCMeta, abstractmethod
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from numbers import Integral, Real
 
 import numpy as np
@@ -86,7 +86,6 @@ class BaseSVAE(
         "random_state": ["random_state"],
     }
     _graphical_name: str
-    _AUTO_BATCH = 200  # of batch_size="auto", in rows
     # Parameters that fix the shape of the model: what was fitted with one of them cannot go on
     # with another.
     _architecture_names: tuple[str, ...] = (
@@ -144,6 +143,10 @@ class BaseSVAE(
     def _n_initial_epochs(self) -> int:
         """Epochs that `_initialize` reports."""
         return 0
+
+    def _auto_batch(self, n_rows: int) -> int:
+        """``batch_size='auto'``, in rows."""
+        return 200
 
     def _fixed_point_settings(self, to_train: bool) -> FixedPointSettings:
         """How local inference is iterated."""
@@ -322,7 +325,7 @@ class BaseSVAE(
                 )
 
     def _training_settings(self, n_rows: int, anneal: bool = True) -> TrainingSettings:
-        batch_size = self._AUTO_BATCH if self.batch_size == "auto" else self.batch_size
+        batch_size = self._auto_batch(n_rows) if self.batch_size == "auto" else self.batch_size
         return TrainingSettings(
             max_iter=self.max_iter,
             batch_size=min(batch_size, n_rows),
@@ -335,6 +338,19 @@ class BaseSVAE(
             tol=self.tol,
             n_iter_no_change=self.n_iter_no_change,
         )
+
+    def _pretrain(
+        self,
+        model: StructuredVAE,
+        rows: Rows,
+        max_iter: int,
+        generator: torch.Generator,
+        on_epoch_end: Callable[[int, EpochRecord], bool],
+    ) -> None:
+        """Train everything with the latent structure of the start, at a constant learning rate."""
+        settings = self._training_settings(len(rows), anneal=False)
+        trainer = Trainer(model, len(rows), replace(settings, max_iter=max_iter), generator)
+        run_training(trainer, rows, None, on_epoch_end)
 
     def _initial_model(
         self, rows: Rows, scaling: Scaling, likelihood: Likelihood, generator: torch.Generator

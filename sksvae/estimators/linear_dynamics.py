@@ -69,7 +69,7 @@ class SVAELinearDynamics(DynamicsFit, LinearPredictions):
     learning_rate_init : float, default=0.005
         Step size of Adam at the start; it falls to zero along a half cosine.
     batch_size : int or 'auto', default='auto'
-        Steps per minibatch, in whole windows; ``'auto'`` means ``min(500, n_rows)``.
+        Steps per minibatch, in whole windows; ``'auto'``: a fiftieth of all, but from 500 to 8,000.
     max_iter : int, default=100
         Most epochs.
     tol : float, default=1e-3

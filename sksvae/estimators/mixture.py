@@ -2,7 +2,6 @@
 """Structured VAE with a Gaussian mixture over its latents."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from numbers import Integral, Real
 
 import numpy as np
@@ -27,7 +26,7 @@ from sksvae.graphical import (
 from sksvae.inference import FixedPointSettings
 from sksvae.initialization import fit_mixture, search_mixture
 from sksvae.objective import Rows, StructuredVAE
-from sksvae.training import EpochRecord, Trainer, run_training
+from sksvae.training import EpochRecord
 
 _VB_ITER = 100  # rounds of variational Bayes in the initialisation
 _VB_TOL = 1e-4  # nats per row
@@ -366,10 +365,7 @@ class SVAEGaussianMixture(SteeringMixin, RowSVAE):
         search = {"tol": _VB_TOL, "weight": weight}
         fit_mixture(model.graphical, potentials, model.settings, max_iter=20, **search)
         if self._n_initial_epochs():
-            settings = self._training_settings(len(rows), anneal=False)
-            settings = replace(settings, max_iter=self.pretraining_iter)
-            trainer = Trainer(model, len(rows), settings, generator)
-            run_training(trainer, rows, None, on_epoch_end)
+            self._pretrain(model, rows, self.pretraining_iter, generator, on_epoch_end)
             potentials = _potentials(model, sample)
         model.graphical = search_mixture(
             self._prior(model),

@@ -23,6 +23,8 @@ from sksvae.sequence_objective import SequenceRows, SequenceVAE
 from sksvae.sequences import Sequences, Windows, read_sequences, split_sequences
 
 CHUNK_STEPS = 32_768  # steps, with padding, that are in memory at a time outside training
+# Steps of a minibatch: many small ones take long, few large ones learn little in an epoch.
+_MIN_BATCH, _MAX_BATCH, _BATCHES = 500, 8000, 50
 _UNCUT = 5000  # most steps of a sequence where the initialisation needs more than windows
 
 
@@ -39,8 +41,6 @@ class SequenceSVAE(BaseSVAE, metaclass=ABCMeta):
         "rows": [StrOptions({"auto", "consecutive", "independent"})],
         "sequence_length": [Interval(Integral, 1, None, closed="left")],
     }
-
-    _AUTO_BATCH = 500
 
     # ---- fit ----
 
@@ -134,6 +134,9 @@ class SequenceSVAE(BaseSVAE, metaclass=ABCMeta):
         return self.fit(X, y, groups=groups).transform(X, groups=groups)
 
     # ---- pieces of a fit ----
+
+    def _auto_batch(self, n_rows: int) -> int:
+        return min(max(_MIN_BATCH, n_rows // _BATCHES), _MAX_BATCH)
 
     def _check_training_data(self, X, groups, reset: bool) -> tuple[Sequences, Likelihood]:
         likelihood = self._checked_likelihood(reset)

@@ -14,6 +14,7 @@ from sksvae.estimators.sequence_start import fit_dynamics
 from sksvae.estimators.sequences import CHUNK_STEPS
 from sksvae.estimators.state_moves import drop_states, order_states, recall_states, state_weights
 from sksvae.estimators.state_predictions import StatePredictions
+from sksvae.estimators.validation import checked_layer_sizes
 from sksvae.graphical import SwitchingDynamicsModel, SwitchingPrior
 from sksvae.inference import FixedPointSettings
 from sksvae.sequence_objective import SequenceRows, SequenceVAE
@@ -86,10 +87,13 @@ class SVAESwitchingLDS(DynamicsFit, StatePredictions):
         Most rounds of block updates of a sequence.
     n_starts : int, default=5
         Starts of the autoregressive hidden Markov model that initialises states and dynamics.
+    pretraining_iter : int, default=0
+        Most epochs with a single state before that, if there are hidden layers: where the
+        observations bend so much that states show only once the networks have straightened them.
     learning_rate_init : float, default=0.001
         Step size of Adam at the start; it falls to zero along a half cosine.
     batch_size : int or 'auto', default='auto'
-        Steps per minibatch, in whole windows; ``'auto'`` means ``min(500, n_rows)``.
+        Steps per minibatch, in whole windows; ``'auto'``: a fiftieth of all, but from 500 to 8,000.
     max_iter : int, default=30
         Most epochs.
     tol : float, default=1e-3
@@ -210,6 +214,7 @@ class SVAESwitchingLDS(DynamicsFit, StatePredictions):
         "implicit_gradient": [StrOptions({"cg", "richardson", "none", "unrolled"})],
         "max_updates": [Interval(Integral, 1, None, closed="left")],
         "n_starts": [Interval(Integral, 1, None, closed="left")],
+        "pretraining_iter": [Interval(Integral, 0, None, closed="left")],
     }
     _graphical_name = "switching_dynamics"
     _architecture_names = ("n_states", *DynamicsFit._architecture_names)
@@ -237,6 +242,7 @@ class SVAESwitchingLDS(DynamicsFit, StatePredictions):
         implicit_gradient="cg",
         max_updates=20,
         n_starts=5,
+        pretraining_iter=0,
         learning_rate_init=0.001,
         batch_size="auto",
         max_iter=30,
@@ -271,6 +277,7 @@ class SVAESwitchingLDS(DynamicsFit, StatePredictions):
         self.implicit_gradient = implicit_gradient
         self.max_updates = max_updates
         self.n_starts = n_starts
+        self.pretraining_iter = pretraining_iter
         self.learning_rate_init = learning_rate_init
         self.batch_size = batch_size
         self.max_iter = max_iter
@@ -297,6 +304,10 @@ class SVAESwitchingLDS(DynamicsFit, StatePredictions):
             **(quick if to_train else precise),
         )
 
+    def _n_initial_epochs(self) -> int:
+        needed = self.n_states > 1 and checked_layer_sizes(self.hidden_layer_sizes)
+        return self.pretraining_iter if needed else 0
+
     def _initialize(
         self,
         model: SequenceVAE,
@@ -312,6 +323,8 @@ class SVAESwitchingLDS(DynamicsFit, StatePredictions):
             linear = model.graphical.prior, model.graphical.posterior
             model.graphical = SwitchingDynamicsModel(*(SwitchingPrior.sticky(1, q) for q in linear))
             return
+        if self._n_initial_epochs():
+            self._pretrain(model, rows, self.pretraining_iter, generator, on_epoch_end)
         rows = rows.rejoined()
         with torch.no_grad():
             latents = [model.infer(part) for part in rows.parts(CHUNK_STEPS)]
