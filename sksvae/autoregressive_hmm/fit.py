@@ -81,8 +81,10 @@ def fit_autoregressive_hmm(
 
     The model is ``z_1 ~ N(mu_0, Sigma_0)``, ``z_t ~ N(A_k z_{t-1} + b_k, Q_k)`` with ``k = k_t`` a
     Markov chain, and ``p(theta)`` conjugate [1]_. Coordinate ascent on q(k) and q(theta), from
-    several starts: k-means on means and increments over windows, clusters of stretches of time by
-    their dynamics, twice as many clusters merged down, chance. The best of them then try merge,
+    several starts: k-means on means and standard deviations over windows of several widths, with
+    three times as many clusters merged down by the bound; k-means on means and increments over
+    windows, clusters of stretches of time by their dynamics, twice as many of those merged down,
+    chance. The best of them then try merge,
     delete and birth moves [2]_, and the best bound of all is kept.
 
     Parameters

@@ -153,7 +153,7 @@ class SVAESwitchingLDS(DynamicsFit, StatePredictions):
     n_iter_ : int
         Epochs that were run.
     converged_ : bool
-        Whether training stopped before `max_iter`.
+        Whether training ended because the bound stopped rising, or a callback said so.
     latent_dim_ : int
         Dimension of the latents.
     location_, scale_ : ndarray of shape (n_features,)

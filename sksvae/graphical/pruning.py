@@ -163,7 +163,7 @@ class _Ledger(NamedTuple):
             posterior.mean,
             posterior.second_moment,
         )
-        responsibilities, logits, mean, second_moment = (field.double() for field in fields)
+        responsibilities, logits, mean, second_moment = (f.detach().double() for f in fields)
         prior = MixturePrior(
             DirichletParams(model.prior.weights.concentration.double()),
             NIWParams(*(field.double() for field in model.prior.components)),
