@@ -55,9 +55,9 @@ for name, frames in {
 # Edit the motion
 # ---------------
 # One column of the transition matrix is scaled: what that latent hands on to the next step grows
-# weaker. :meth:`~sksvae.SVAELinearDynamics.replace_dynamics` gives an edited copy with the same networks. The motion to and
-# fro is the eigenvalue next to ``exp(2 pi i / period)``; the column is the one whose scaling moves
-# that eigenvalue most.
+# weaker. :meth:`~sksvae.SVAELinearDynamics.replace_dynamics` gives an edited copy with the same
+# networks. The motion to and fro is the eigenvalue next to ``exp(2 pi i / period)``; the column is
+# the one whose scaling moves that eigenvalue most.
 
 
 def scaled(column, factor=0.9):
