@@ -42,6 +42,7 @@ def interpolated(X):
 def measure(seed, arguments):
     """Fit both models once and measure."""
     X, states = make_moving_laplace(arguments.train + arguments.test, random_state=seed)
+    X = X.astype(arguments.dtype)
     X, X_test, y_test = X[: arguments.train], X[arguments.train :], states[arguments.train :]
     gaps = X_test.copy()
     gaps[:, GAP] = np.nan
@@ -78,6 +79,7 @@ def main():
     parser.add_argument("--train", type=int, default=512)
     parser.add_argument("--test", type=int, default=128)
     parser.add_argument("--settings", default="{}", help="of both estimators, as JSON")
+    parser.add_argument("--dtype", choices=["float32", "float64"], default="float64")
     parser.add_argument("--no-linear", action="store_true", help="leave out linear dynamics")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")

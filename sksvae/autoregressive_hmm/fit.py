@@ -155,7 +155,7 @@ def fit_autoregressive_hmm(
     climb = _search(sample, n_starts, tol, moves, generator)
     if sample is not problem:
         climb = Climb(problem, climb.current.posterior, tol, _FINALIST_ROUNDS)
-        if moves:
+        if moves and problem.n_rows <= max_rows:  # what a sample has settled is not tried again
             improve(climb, _MOVE_ROUNDS, generator)
     converged = climb.ascend(max_iter)
     return _result(problem, climb, converged, parts[0].mean.dtype)

@@ -275,6 +275,7 @@ class SequencePredictions(SequenceSVAE):
             variances.append(spread.mean(0) + centers.var(0, correction=0))
         return torch.cat(means), torch.cat(variances)
 
+    @torch.no_grad()
     def _ends(self, sequences: Sequences) -> Ends:
         """Posterior of the last step of each sequence."""
         last = np.cumsum(sequences.lengths) - 1

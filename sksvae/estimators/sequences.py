@@ -2,7 +2,9 @@
 """Structured VAEs over sequences: how they read data, train, and infer."""
 
 from abc import ABCMeta
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from numbers import Integral
 
 import numpy as np
@@ -215,28 +217,47 @@ class SequenceSVAE(BaseSVAE, metaclass=ABCMeta):
         scaling = Scaling(self.location_, self.scale_)
         model, likelihood = self._rebuild(), self._fitted_likelihood()
         windows, inner = self._pieces(sequences)
-        with torch.no_grad():
-            for indices in windows.batches(CHUNK_STEPS):
-                some, within = windows.take(indices), inner.take(indices)
-                positions = sequences.row_indices(some)
-                values = sequences.values[positions]
-                rows = self._stacked(values, some.length, scaling, likelihood)
-                self._check_reach(values, rows, positions)
-                step = positions - np.repeat(sequences.starts[some.sequence], some.length)
-                first, stop = (np.repeat(edge, some.length) for edge in (within.start, within.stop))
-                yield model, rows, positions, (first <= step) & (step < stop)
+        for indices in windows.batches(CHUNK_STEPS):
+            some, within = windows.take(indices), inner.take(indices)
+            positions = sequences.row_indices(some)
+            values = sequences.values[positions]
+            rows = self._stacked(values, some.length, scaling, likelihood)
+            self._check_reach(values, rows, positions)
+            step = positions - np.repeat(sequences.starts[some.sequence], some.length)
+            first, stop = (np.repeat(edge, some.length) for edge in (within.start, within.stop))
+            yield model, rows, positions, (first <= step) & (step < stop)
 
     def _collect(
         self, sequences: Sequences, read: Callable[[SequenceVAE, SequenceRows], Tensor]
     ) -> np.ndarray:
         """Read something off every step; in the order of the values, steps first."""
+
+        @torch.no_grad()
+        def compute(batch) -> tuple[np.ndarray, np.ndarray]:
+            model, rows, positions, inside = batch
+            return positions[inside], read(model, rows).cpu().numpy()[inside]
+
         collected = None
-        for model, rows, positions, inside in self._batches(sequences):
-            part = read(model, rows).cpu().numpy()
+        for places, part in self._in_threads(compute, self._batches(sequences)):
             if collected is None:
                 collected = np.empty((sequences.n_rows, *part.shape[1:]), part.dtype)
-            collected[positions[inside]] = part[inside]
+            collected[places] = part
         return collected
+
+    def _in_threads(self, function: Callable, batches: Iterator) -> Iterator:
+        """Results for some batches at a time, in order.
+
+        Operations on many small matrices keep one core busy each, however many threads torch has.
+        """
+        n_threads = torch.get_num_threads() if self.device == "cpu" else 1
+        waiting: deque = deque()
+        with ThreadPoolExecutor(n_threads) as pool:
+            for batch in batches:
+                if len(waiting) == n_threads:
+                    yield waiting.popleft().result()
+                waiting.append(pool.submit(function, batch))
+            while waiting:
+                yield waiting.popleft().result()
 
     def transform(self, X, groups=None):
         """Posterior means of the latents given whole sequences.

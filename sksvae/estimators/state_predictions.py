@@ -18,8 +18,11 @@ from sksvae.sequence_objective import SequenceRows, SequenceVAE, pad_steps, padd
 from sksvae.sequences import Sequences, Windows
 
 _WHOLE = 6000  # steps of the longest sequence that is inferred in one piece
-_PIECE = 400  # steps of the pieces of longer ones
+_PIECE = 800  # steps of the pieces of longer ones
 _MARGIN = 100  # steps beyond each end of a piece that its posterior takes into account
+# Steps of the longest sequence that gets a second start of inference. One of two ends is kept for
+# the whole sequence: the longer it is, the less they differ, per step.
+_BRIEF = 500
 _SWEEPS = 20  # of all latents and all states, until a completion is drawn
 _MAX_GROWTH = 10.0  # of deviations over a forecast, before it is warned of
 
@@ -187,7 +190,12 @@ class StatePredictions(SequencePredictions):
         mask, graphical = rows.mask, model.graphical
         params = graphical.expected_params() if params is None else params
         potentials = padded(model.encode(rows), mask)
-        return graphical.infer_best(potentials, params, mask, settings=model.settings)
+        starts = [graphical.starting_states(potentials, params, mask)]
+        brief = (rows.lengths <= _BRIEF)[:, None, None]
+        if brief.any():
+            local = graphical.starting_states(potentials, params, mask, "local")
+            starts.append(torch.where(brief, local, starts[0]))
+        return graphical.infer_best(potentials, params, mask, starts, model.settings)
 
     def _read_states(self, model: SequenceVAE, rows: SequenceRows) -> Tensor:
         return self._posterior(model, rows).states[rows.mask]

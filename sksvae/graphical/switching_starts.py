@@ -22,7 +22,7 @@ StartKind = Literal["filter", "local", "average"]
 _WEAK = 0.01  # weight of the dynamics where evidence is to dominate
 # Long sequences are filtered in stretches side by side, each with some steps on either side to
 # forget where it was cut. Where that is does not depend on the length of the batch.
-_STRETCH, _MARGIN = 600, 50
+_STRETCH, _MARGIN = 1000, 50
 
 
 @torch.no_grad()
