@@ -53,7 +53,9 @@ def classical(X, y, groups, n_states, seed):
     models = {
         "KMeans": KMeans(n_states, n_init=10, random_state=seed),
         "GaussianMixture": GaussianMixture(n_states, covariance_type="diag", random_state=seed),
-        "BayesianGaussianMixture": BayesianGaussianMixture(n_states, random_state=seed),
+        "BayesianGaussianMixture": BayesianGaussianMixture(
+            n_components=n_states, random_state=seed
+        ),
     }
     inputs = {"rows": StandardScaler().fit_transform(X), "windows": window_features(X, groups, 10)}
     for name, model in models.items():
@@ -69,7 +71,7 @@ def main():
     parser.add_argument("archive")
     parser.add_argument("--n-states", type=int, default=12)
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--latent-dim", type=int, default=None)
+    parser.add_argument("--settings", default="{}", help="of the estimator, as JSON")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     archive = np.load(arguments.archive)
@@ -78,11 +80,12 @@ def main():
     for seed in range(arguments.seeds):
         start = time.perf_counter()
         model = SVAESwitchingLDS(
-            arguments.n_states, latent_dim=arguments.latent_dim, random_state=seed
+            arguments.n_states, random_state=seed, **json.loads(arguments.settings)
         ).fit(X, groups=groups)
         seconds = time.perf_counter() - start
         labels = model.predict(X, groups=groups)
         result = measures(y, labels, groups, seconds, lower_bound=model.lower_bound_)
+        print(json.dumps({"seed": seed, **result}), flush=True)
         found.setdefault("SVAESwitchingLDS", []).append(result)
         for name, result in classical(X, y, groups, arguments.n_states, seed):
             found.setdefault(name, []).append(result)

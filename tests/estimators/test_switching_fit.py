@@ -187,6 +187,24 @@ def test_refitted_dynamics_are_those_of_the_new_data(monkeypatch):
         estimator.refit_dynamics(np.full_like(SMALL, np.nan))
 
 
+def test_networks_are_pretrained_with_one_state():
+    """If there are any; and epochs of both kinds are told."""
+    estimator = quick(hidden_layer_sizes=(5,), pretraining_iter=3, max_iter=2).fit(SMALL)
+    assert estimator.n_iter_ == len(estimator.lower_bounds_) == 5
+    single = SVAELinearDynamics(
+        2,
+        hidden_layer_sizes=(5,),
+        max_iter=1,
+        learning_rate_init=estimator.learning_rate_init,
+        transition_precision_prior=1.0,
+        noise_covariance_prior=0.1,
+        random_state=0,
+    ).fit(SMALL)
+    assert estimator.lower_bounds_[0] == pytest.approx(single.lower_bounds_[0], abs=0.05)
+    assert quick(pretraining_iter=3).fit(SMALL).n_iter_ == 2
+    assert quick(1, hidden_layer_sizes=(5,), pretraining_iter=3).fit(SMALL).n_iter_ == 2
+
+
 UNUSUAL = [
     {"natural_gradient": "biased", "implicit_gradient": "none"},
     {"implicit_gradient": "richardson", "beta": 2.0, "capacity": 1.0},

@@ -3,8 +3,10 @@
 
 import numpy as np
 import pytest
+import torch
 
 from sksvae import SVAESwitchingLDS
+from sksvae.graphical import SwitchingDynamicsModel
 from sksvae.inference import FixedPointSettings
 from sksvae.sequences import Windows, read_sequences
 
@@ -66,6 +68,41 @@ def test_pieces_agree_with_the_whole(name, whole):
 def test_batches_of_pieces_agree_with_the_whole(monkeypatch, whole):
     monkeypatch.setattr("sksvae.estimators.sequences.CHUNK_STEPS", 110)
     assert_close(KNOWN.transform(MIXED), whole["transform"], atol=1e-6)
+
+
+@pytest.mark.parametrize("n_threads", [1, 2, 3])
+def test_batches_in_threads_give_the_same(monkeypatch, n_threads):
+    """Each in its place, without gradients, and errors come out."""
+    monkeypatch.setattr("sksvae.estimators.sequences.CHUNK_STEPS", 40)
+    expected = KNOWN.transform(MIXED)
+    monkeypatch.setattr("torch.get_num_threads", lambda: n_threads)
+    assert_close(KNOWN.transform(MIXED), expected, atol=0)
+
+    def fails(model, rows):
+        assert not torch.is_grad_enabled()
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        KNOWN._collect(KNOWN._checked_sequences(MIXED, None), fails)
+    assert torch.is_grad_enabled()
+
+
+def test_long_sequences_have_one_start(monkeypatch):
+    """Whether others in the batch are brief or not."""
+    expected = KNOWN.predict_proba(MIXED[1:2])
+    kinds = []
+    start = SwitchingDynamicsModel.starting_states
+
+    def recorded(self, potentials, params, mask, kind="filter"):
+        kinds.append(kind)
+        return start(self, potentials, params, mask, kind)
+
+    monkeypatch.setattr(SwitchingDynamicsModel, "starting_states", recorded)
+    monkeypatch.setattr("sksvae.estimators.state_predictions._BRIEF", 100)
+    assert_close(KNOWN.predict_proba(MIXED[1:2]), expected, atol=1e-6)
+    assert kinds == ["filter"]
+    assert_close(KNOWN.predict_proba(MIXED)[1:2], expected, atol=1e-6)
+    assert kinds == ["filter", "filter", "local"]
 
 
 def test_the_margin_is_what_makes_them_agree(monkeypatch, whole):
