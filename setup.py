@@ -44,6 +44,7 @@ setup(
             *EXAMPLES,
             "hypothesis",
             "import-linter",
+            "mypy",
             "numpydoc",
             "pytest",
             "pytest-xdist",

@@ -103,6 +103,7 @@ sphinx_gallery_conf = {
     "examples_dirs": ["../examples"],
     "gallery_dirs": ["auto_examples"],
     "filename_pattern": r"/plot_",
+    "within_subsection_order": "FileNameSortKey",  # the classroom is numbered
     "backreferences_dir": "auto_examples/backreferences",
     "doc_module": ("sksvae",),
     "reference_url": {"sksvae": None},

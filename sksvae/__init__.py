@@ -2,7 +2,11 @@
 """Structured variational autoencoders as scikit-learn estimators."""
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sksvae.estimators import VAE, SVAEGaussianMixture, SVAELinearDynamics, SVAESwitchingLDS
+    from sksvae.versions import show_versions
 
 __version__ = "0.1.0.dev0"
 
@@ -11,9 +15,16 @@ _LOCATIONS = {
     "SVAELinearDynamics": "sksvae.estimators",
     "SVAESwitchingLDS": "sksvae.estimators",
     "VAE": "sksvae.estimators",
+    "show_versions": "sksvae.versions",
 }
 
-__all__ = ["VAE", "SVAEGaussianMixture", "SVAELinearDynamics", "SVAESwitchingLDS"]
+__all__ = [
+    "VAE",
+    "SVAEGaussianMixture",
+    "SVAELinearDynamics",
+    "SVAESwitchingLDS",
+    "show_versions",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -212,7 +212,7 @@ def search_mixture(
         bound = fit_mixture(model, potentials, settings, max_iter=max_iter, tol=tol, weight=weight)
         if best is None or bound > best_bound:
             best, best_bound = model, bound
-    return best
+    return best  # type: ignore[return-value]  # there is a start
 
 
 def _point_mixture(prior: MixturePrior, seed: int, max_iter: int) -> BayesianGaussianMixture:

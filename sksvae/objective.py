@@ -8,12 +8,12 @@ section 3). Nothing is dropped from it.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from sksvae.graphical import ChainPosterior, GraphicalModel, Posterior, Potentials
+from sksvae.graphical import ChainPosterior, GraphicalModel, Posterior, Potentials, SequenceModel
 from sksvae.inference import FixedPointSettings
 from sksvae.likelihoods.base import Likelihood
 from sksvae.networks import Decoder, Encoder
@@ -101,6 +101,9 @@ class StructuredVAE(nn.Module):
         Of local inference.
     """
 
+    link_location: Tensor
+    link_scale: Tensor
+
     def __init__(
         self,
         n_features: int,
@@ -108,7 +111,7 @@ class StructuredVAE(nn.Module):
         hidden_layer_sizes: Sequence[int],
         activation: str,
         likelihood: Likelihood,
-        graphical: GraphicalModel,
+        graphical: GraphicalModel | SequenceModel,
         link_location: Tensor,
         link_scale: Tensor,
         settings: FixedPointSettings,
@@ -125,7 +128,8 @@ class StructuredVAE(nn.Module):
         self.likelihood_params = nn.ParameterDict(
             {name: nn.Parameter(value) for name, value in start.items()}
         )
-        self.graphical = graphical
+        # Each estimator knows which model it is.
+        self.graphical: Any = graphical
         self.settings = settings
         self.register_buffer("link_location", link_location)
         self.register_buffer("link_scale", link_scale)

@@ -247,6 +247,7 @@ class Plateau:
 
     def __init__(self, tol: float, n_iter_no_change: int) -> None:
         self.tol = tol
+        self.n_iter_no_change = n_iter_no_change
         self.recent: deque[float] = deque(maxlen=n_iter_no_change)
         self.best = -math.inf
         self.without_change = 0
@@ -254,14 +255,14 @@ class Plateau:
     def reached(self, bound: float) -> bool:
         """Take the next value and say whether the plateau is reached."""
         self.recent.append(bound)
-        if len(self.recent) < self.recent.maxlen:
+        if len(self.recent) < self.n_iter_no_change:
             return False
         mean = sum(self.recent) / len(self.recent)
         if mean > self.best + self.tol:
             self.best, self.without_change = mean, 0
         else:
             self.without_change += 1
-        return self.without_change >= self.recent.maxlen
+        return self.without_change >= self.n_iter_no_change
 
 
 def run_training(
@@ -307,7 +308,7 @@ def run_training(
             plateau = Plateau(settings.tol, settings.n_iter_no_change)
         record = trainer.pass_over(rows, epoch / settings.max_iter, 1 / settings.max_iter)
         judged = record.lower_bound
-        if validation is not None:
+        if validation is not None and validation_noise is not None:
             judged = _mean_bound(trainer.model, validation, validation_noise) - record.global_kl
             record = EpochRecord(**{**asdict(record), "validation_bound": judged})
         history.append(record)

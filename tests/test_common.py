@@ -11,7 +11,8 @@ import sksvae
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 
-ESTIMATORS = [getattr(sksvae, name) for name in sksvae.__all__]
+PUBLIC = [getattr(sksvae, name) for name in sksvae.__all__]
+ESTIMATORS = [public for public in PUBLIC if isinstance(public, type)]
 QUICK = {"hidden_layer_sizes": (6,), "max_iter": 2, "pretraining_iter": 1, "n_starts": 1}
 # What an estimator does not have of these is left out.
 VARIANTS = [

@@ -368,7 +368,8 @@ class BaseSVAE(
         )
 
     def _checked_latent_dim(self, n_features: int) -> int:
-        return self.latent_dim or min(n_features, _MAX_LATENT_DIM)
+        # A NumPy integer, as in a grid made by arange, is no size to torch.
+        return int(self.latent_dim or min(n_features, _MAX_LATENT_DIM))
 
     def _final_bound(self, model: StructuredVAE, rows: Rows, generator: torch.Generator) -> float:
         """Bound on all training rows, checked: no step follows that would notice."""

@@ -23,7 +23,6 @@ from sksvae.likelihoods.base import Likelihood
 from sksvae.sequence_objective import SequenceRows, SequenceVAE
 from sksvae.state_space import fit_state_space
 
-_LATENT_DIM = 10  # of latent_dim=None
 _START_LENGTH = 200  # least limit of the windows for the start: long periods need them
 _TRIAL_ITER = 5  # rounds of variational Bayes under each of the priors that compete
 _VB_ITER = 15  # further rounds under the best
@@ -47,10 +46,12 @@ class DynamicsFit(SequenceSVAE):
         "natural_gradient": [StrOptions({"unbiased", "biased"})],
     }
 
+    _DEFAULT_LATENT_DIM = 10
+
     # ---- checks ----
 
     def _checked_latent_dim(self, n_features: int) -> int:
-        return self.latent_dim or _LATENT_DIM
+        return int(self.latent_dim or self._DEFAULT_LATENT_DIM)
 
     def _check_training_data(self, X, groups, reset: bool):
         sequences, likelihood = super()._check_training_data(X, groups, reset)

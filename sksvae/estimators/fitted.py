@@ -134,6 +134,32 @@ class FittedMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
     def _n_features_out(self) -> int:
         return self.latent_dim_
 
+    def _get_fitted_attr_html(self, doc_link: str = ""):
+        """What scikit-learn's HTML representation shows, dictionaries of arrays in a few words.
+
+        It would show the first four entries, with names and numbers cut short.
+        """
+        shown = super()._get_fitted_attr_html(doc_link)
+        for attribute in shown.values():
+            value = attribute["value"]
+            if isinstance(value, dict) and all(isinstance(v, np.ndarray) for v in value.values()):
+                attribute["value"] = _Summary(value)
+        return shown
+
+
+class _Summary:
+    """How many arrays and numbers a dictionary holds.
+
+    scikit-learn shows the first 30 characters of what an object says of itself.
+    """
+
+    def __init__(self, arrays: dict[str, np.ndarray]) -> None:
+        self.n_arrays = len(arrays)
+        self.n_numbers = sum(array.size for array in arrays.values())
+
+    def __repr__(self) -> str:
+        return f"{self.n_arrays} arrays, {self.n_numbers:,} numbers"
+
 
 def normal_points(n_points: int, like: np.ndarray) -> torch.Tensor:
     """Quasi-random points of a standard normal distribution, the same in every call.

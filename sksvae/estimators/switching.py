@@ -38,8 +38,10 @@ class SVAESwitchingLDS(DynamicsFit, StatePredictions):
     n_states : int, default=8
         Most discrete states.
     latent_dim : int or None, default=None
-        Dimension of the latents; ``None`` means 10. It may exceed the number of features: what a
-        single row does not tell, such as a velocity, is inferred from its neighbours.
+        Dimension of the latents; ``None`` means 14. It may exceed the number of features: what a
+        single row does not tell, such as a velocity, is inferred from its neighbours. Choose it by
+        ``lower_bound_``: states that share too few latents move in ways that no linear dynamics
+        describe, and with too many the dynamics of a single state fit everything.
     hidden_layer_sizes : array-like of int, default=(100,)
         Hidden layers of the encoder, mirrored in the decoder. ``()`` makes both linear.
     activation : {'identity', 'logistic', 'tanh', 'relu'}, default='relu'
@@ -217,6 +219,7 @@ class SVAESwitchingLDS(DynamicsFit, StatePredictions):
         "pretraining_iter": [Interval(Integral, 0, None, closed="left")],
     }
     _graphical_name = "switching_dynamics"
+    _DEFAULT_LATENT_DIM = 14  # has the best bound on recordings of twelve joint angles, of 10 to 16
     _architecture_names = ("n_states", *DynamicsFit._architecture_names)
 
     def __init__(

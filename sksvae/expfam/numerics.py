@@ -99,7 +99,7 @@ def cholesky(matrix: Tensor, name: str) -> Tensor:
     valid = (info == 0) & (factor.detach().diagonal(dim1=-2, dim2=-1).sum(-1) < math.inf)
     if not valid.all():
         index = tuple((~valid).nonzero()[0].tolist())
-        raise torch.linalg.LinAlgError(  # type: ignore[attr-defined]
+        raise torch.linalg.LinAlgError(
             f"{name} must be positive definite and finite; it is not in batch entry {index}."
         )
     return factor

@@ -39,7 +39,7 @@ class ConjugateParts(ConjugateModel[PosteriorT]):
     ['NIW', 'MNIW', 'Dirichlet', 'Dirichlet']
     """
 
-    parameters_type: ClassVar[type]
+    parameters_type: ClassVar[Any]
     families: ClassVar[tuple[Dirichlet | NIW | MNIW, ...]]
 
     def __init__(self, prior: Any, posterior: Any = None) -> None:

@@ -3,6 +3,7 @@
 
 from collections.abc import Sequence
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,6 +40,7 @@ from sksvae.inference.block_tridiagonal import ChainMethod
 
 _NIW = NIW()
 _MNIW = MNIW()
+_FAMILIES: tuple[Any, ...] = (_NIW, _MNIW)
 
 
 class LinearDynamicsModel(SequenceModel):
@@ -114,7 +116,7 @@ class LinearDynamicsModel(SequenceModel):
         initial, dynamics = (
             tuple(g + p - q for g, p, q in zip(grad, prior, family.to_natural(post), strict=True))
             for family, grad, prior, post in zip(
-                (_NIW, _MNIW),
+                _FAMILIES,
                 (gradient[:4], gradient[4:]),
                 self._natural_prior,
                 self.posterior,

@@ -4,7 +4,7 @@
 import math
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -33,6 +33,7 @@ from sksvae.inference import (
 _LOG_2PI = math.log(2 * math.pi)
 _NIW = NIW()
 _DIRICHLET = Dirichlet()
+_FAMILIES: tuple[Any, ...] = (_DIRICHLET, _NIW)
 
 
 class _Coupling(NamedTuple):
@@ -64,9 +65,7 @@ class _Coupling(NamedTuple):
         return self.constant + self.linear(moments.mean, moments.second_moment)
 
 
-def _conditional(
-    potentials: Potentials, coupling: _Coupling
-) -> Callable[[Tensor, Tensor | None], GaussianMoments]:
+def _conditional(potentials: Potentials, coupling: _Coupling) -> Callable[..., GaussianMoments]:
     """``q(z)`` as a function of q(k), for all rows or for those with the given indices."""
     r, R = potentials
     precision = torch.diag_embed(R)
@@ -250,7 +249,7 @@ class GaussianMixtureModel(GraphicalModel):
         weights, components = (
             tuple(g + p - q for g, p, q in zip(grad, prior, family.to_natural(post), strict=True))
             for family, grad, prior, post in zip(
-                (_DIRICHLET, _NIW),
+                _FAMILIES,
                 (gradient[:1], gradient[1:]),
                 self._natural_prior,
                 self.posterior,

@@ -324,10 +324,10 @@ def _continue_states(
 def _draw_states(probabilities: Tensor, generator: torch.Generator) -> Tensor:
     """Draw from the last axis; a probability of zero is never drawn."""
     edges = probabilities.cumsum(-1)
-    shape, like = (*edges.shape[:-1], 1), {"dtype": edges.dtype, "device": edges.device}
+    shape = (*edges.shape[:-1], 1)
+    uniform = torch.rand(shape, generator=generator, dtype=edges.dtype, device=edges.device)
     # In [0, 1) times the total, whatever rounding has made of that.
-    uniform = torch.rand(shape, generator=generator, **like) * edges[..., -1:]
-    return (uniform >= edges).sum(-1).clamp_max(edges.shape[-1] - 1)
+    return (uniform * edges[..., -1:] >= edges).sum(-1).clamp_max(edges.shape[-1] - 1)
 
 
 def _check_range(parameters: SwitchingParameters, *values: Tensor) -> None:

@@ -250,7 +250,9 @@ class SwitchingDynamicsModel(ConjugateParts[ChainPosterior], SequenceModel):
     # Learning ------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def total_stats(self, posterior: SwitchingPosterior) -> tuple[Tensor, ...]:
+    def total_stats(  # type: ignore[override]
+        self, posterior: SwitchingPosterior
+    ) -> tuple[Tensor, ...]:
         """What the sequences add to the natural parameters, in the order of `expected_params`."""
         states = posterior.states
         starts, _ = chain_roles(posterior.mask)

@@ -21,7 +21,7 @@ References
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -175,7 +175,7 @@ class SwitchingProblem(NamedTuple):
         energies = torch.where(self.mask[:, 1:].unsqueeze(-1), energies, 0.0)
         return pad(energies, (0, 0, 1, 0))
 
-    def discrete(self, energies: Tensor, **wanted: bool) -> MarkovMoments:
+    def discrete(self, energies: Tensor, **wanted: Any) -> MarkovMoments:
         """Compute q(k)."""
         return markov_moments(
             self.log_initial, self.log_transition, energies, mask=self.mask, **wanted
@@ -236,7 +236,8 @@ def infer_switching(
     if differentiate:
 
         def fisher(v: Tensor, rows: Tensor | None) -> Tensor:
-            return markov_fisher(discrete.messages, v, rows=rows)
+            # They were asked for.
+            return markov_fisher(discrete.messages, v, rows=rows)  # type: ignore[arg-type]
 
         curvature = _Curvature(fixed, point, method)
         states = attach_implicit_gradient(states, end, fisher, curvature, settings)
@@ -304,7 +305,8 @@ class _Curvature:
             rows = torch.arange(len(self.point), device=v.device)
         if self.rows is None or 4 * len(rows) <= len(self.rows):
             self._build(rows)
-        places = torch.searchsorted(self.rows, rows)  # rows are in order
+        # Rows are in order.
+        places = torch.searchsorted(self.rows, rows)  # type: ignore[arg-type]
         cotangent = v.new_zeros(self.leaf.shape).index_copy_(0, places, v)
         (product,) = torch.autograd.grad(self.energies, self.leaf, cotangent, retain_graph=True)
         return product[places]

@@ -87,5 +87,6 @@ def _state_terms(problem: SwitchingProblem, posterior: SwitchingPosterior) -> Te
         return torch.xlogy(weights, weights) - torch.where(weights > 0, weights * log_prior, 0.0)
 
     first = excess(marginals[:, 0], problem.log_initial).sum(-1, keepdim=True)
-    later = excess(pairs, problem.log_transition).sum((-2, -1))
+    # The pairs were asked for.
+    later = excess(pairs, problem.log_transition).sum((-2, -1))  # type: ignore[arg-type]
     return torch.cat([first, later - torch.xlogy(marginals, marginals)[:, :-1].sum(-1)], 1)

@@ -231,10 +231,10 @@ class CyclicReduction:
         V, lag, u = inverse[:0], inverse[:0], base[:0]
         crosses = []
         for stage in reversed(_stages(len(gain))):
-            K = gain[stage.slice]
+            K = gain[stage.where]
             negative_cross = K @ _gather_blocks(V, lag, stage.n_eliminated)
-            V = _interleave(inverse[stage.slice] + negative_cross @ K.mT, V)
-            u = _interleave(base[stage.slice] - K @ _gather_columns(u, stage.n_eliminated), u)
+            V = _interleave(inverse[stage.where] + negative_cross @ K.mT, V)
+            u = _interleave(base[stage.where] - K @ _gather_columns(u, stage.n_eliminated), u)
             crosses.append(negative_cross.neg_())
             lag = _from_couplings(crosses[-1], stage.n_kept)
         return Restored(V, u, torch.cat(crosses[::-1]))
@@ -248,15 +248,15 @@ class CyclicReduction:
         stages = _stages(len(gain))
         levels = []
         for stage, coarser in zip(stages, [*stages[1:], None], strict=True):
-            K, n_eliminated, n_kept = gain[stage.slice], stage.n_eliminated, stage.n_kept
+            K, n_eliminated, n_kept = gain[stage.where], stage.n_eliminated, stage.n_kept
             # What the sweep knew at this level: the steps kept, and their lag-one covariances.
             V, u = V[1::2], u[1::2]
-            lag = _from_couplings(cross[coarser.slice], coarser.n_kept) if coarser else V[:0]
+            lag = _from_couplings(cross[coarser.where], coarser.n_kept) if coarser else V[:0]
             g_V, g_u = g_covariance[::2], g_solution[::2]
             g_E = _to_couplings(g_lag, stage.n_eliminated + n_kept) - g_V @ K
             g_K = g_E @ _gather_blocks(V, lag, n_eliminated).mT
             g_K += g_u @ _gather_columns(u, n_eliminated).mT
-            g_K += g_V.mT @ cross[stage.slice]
+            g_K += g_V.mT @ cross[stage.where]
             levels.append((g_K.neg_(), g_V, g_u))
             passed, g_lag = _scatter_blocks(K.mT @ g_E, n_kept)
             g_lag = g_lag.neg_()
@@ -272,17 +272,17 @@ class CyclicReduction:
         """Sweep from the coarsest level to the finest."""
         g_diagonal, g_lower, g_h = g_pivot[:0], g_pivot[:0], g_vector[:0]
         for stage in reversed(_stages(len(gain))):
-            K, c = gain[stage.slice], center[stage.slice]
+            K, c = gain[stage.where], center[stage.where]
             # Cotangents of what this stage subtracted from its neighbours.
             blocks = _gather_blocks(g_diagonal, 0.5 * g_lower, stage.n_eliminated)
             columns = _gather_columns(g_h, stage.n_eliminated)
             image = K @ blocks + 0.5 * c @ columns.mT
             column_image = K @ columns
-            g_S = g_pivot[stage.slice] + image @ K.mT + 0.5 * column_image @ c.mT
-            g_N = g_couplings[stage.slice] - 2.0 * image
+            g_S = g_pivot[stage.where] + image @ K.mT + 0.5 * column_image @ c.mT
+            g_N = g_couplings[stage.where] - 2.0 * image
             g_diagonal = _interleave(g_S, g_diagonal)
             g_lower = _from_couplings(g_N, stage.n_kept)
-            g_h = _interleave(g_vector[stage.slice] - column_image, g_h)
+            g_h = _interleave(g_vector[stage.where] - column_image, g_h)
         return g_diagonal, g_lower, g_h.squeeze(-1)
 
     @staticmethod
@@ -295,20 +295,20 @@ class CyclicReduction:
         """Merge the levels."""
         ordered = torch.empty_like(steps)
         for stage in _stages(len(steps)):
-            ordered[stage.steps] = steps[stage.slice]
+            ordered[stage.steps] = steps[stage.where]
         return ordered
 
     @staticmethod
     def lag(cross: Tensor) -> Tensor:
         """Read from the finest level, where neighbours are one step apart."""
         first = _stages(len(cross))[0]
-        return _from_couplings(cross[first.slice], first.n_kept)
+        return _from_couplings(cross[first.where], first.n_kept)
 
 
 class _Stage(NamedTuple):
     """One level of cyclic reduction."""
 
-    slice: slice  # where its eliminated steps are, in the order of elimination
+    where: slice  # where its eliminated steps are, in the order of elimination
     steps: slice  # which ones they are, in the order of time
     n_eliminated: int
     n_kept: int

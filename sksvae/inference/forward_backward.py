@@ -31,7 +31,7 @@ from torch import Tensor
 from sksvae.inference.derivatives import differentiated_once
 from sksvae.inference.markov_log_messages import LogMessages
 from sksvae.inference.markov_messages import ProbabilityMessages, build_messages
-from sksvae.inference.markov_sweeps import PairWeights, steps_exist
+from sksvae.inference.markov_sweeps import PairWeights, steps_exist, where_present
 
 MarkovMessages = ProbabilityMessages | LogMessages
 MarkovMethod = Literal["auto", "sequential", "parallel"]
@@ -183,8 +183,7 @@ def markov_fisher(
     dtype = messages.marginals.dtype
     n_steps, n_chains, n_states = messages.marginals.shape
     weights = unary.to(dtype).reshape(n_chains, n_steps, n_states).transpose(0, 1)
-    if messages.lengths is not None:
-        weights = torch.where(steps_exist(messages.lengths, n_steps), weights, 0.0)
+    weights = where_present(steps_exist(messages.lengths, n_steps), weights, 0.0)
     pair_weights = None
     if pair is not None:
         pair = pair.to(dtype).expand(*unary.shape[:-2], n_states, n_states)
@@ -247,8 +246,9 @@ class MarkovProblem(NamedTuple):
 
     def paths(self, path: Tensor) -> Tensor:
         """Paths of shape (..., T, B) as (..., B, T), with -1 where steps do not exist."""
-        if self.lengths is not None:
-            path = torch.where(steps_exist(self.lengths, path.shape[-2]).squeeze(-1), path, -1)
+        present = steps_exist(self.lengths, path.shape[-2])
+        if present is not None:
+            path = torch.where(present.squeeze(-1), path, -1)
         return path.mT
 
 

@@ -63,12 +63,15 @@ def long_chain_moments(
             P[..., step, :, :] += precision
         return chain_moments(h, P, lower[..., a : b - 1, :, :])
 
-    def message(step: int, chain: ChainMoments, end: int, coupling: Tensor):
+    def message(
+        step: int, chain: ChainMoments, end: int, coupling: Tensor
+    ) -> tuple[int, Tensor, Tensor]:
         """What the neighbour feels at a step of its own, from the end of a stretch next to it."""
         mean, covariance = chain.mean[..., end, :, None], chain.covariance[..., end, :, :]
         return step, -(coupling @ mean).squeeze(-1), -coupling @ covariance @ coupling.mT
 
-    from_left, log_normalizer = {stretches[0]: ()}, 0.0
+    from_left: dict[tuple[int, int], tuple] = {stretches[0]: ()}
+    log_normalizer = precision_mean.new_zeros(())
     for stretch, following in zip(stretches, [*stretches[1:], None], strict=True):
         chain = moments(stretch, *from_left[stretch])
         log_normalizer = log_normalizer + chain.log_normalizer
@@ -84,7 +87,7 @@ def long_chain_moments(
         chain = moments((a, b), *from_left[a, b], *from_right)
         mean[..., a:b, :], covariance[..., a:b, :, :] = chain.mean, chain.covariance
         lag_covariance[..., a : b - 1, :, :] = chain.lag_covariance
-        if b < total:
+        if later is not None:
             lag_covariance[..., b - 1, :, :] = _across(chain, later, lower[..., b - 1, :, :])
         if a > 0:
             later = moments((a, b), *from_right)

@@ -201,7 +201,7 @@ class ProbabilityMessages:
         a, b = vectors[:, 0], reverse_steps(vectors[:, 1], self.lengths)
         b = where_present(steps_exist(self.lengths, n_steps), b, 0.0)
         counts = _outer(a[:-1], later[1:]) + _outer(alpha[:-1], b[1:])
-        if pairs is not None:
+        if pairs is not None and pair_weights is not None:
             counts -= _outer(alpha[:-1], mean * later[1:])
             if pair_weights.constant is not None:
                 counts += pair_weights.constant * _outer(alpha[:-1], later[1:])

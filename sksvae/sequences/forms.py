@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The forms in which sequences come, read into one and mirrored in what goes back."""
 
-import inspect
+import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ class SequenceWarning(UserWarning):
     """What a table holds, rows in their order or unordered ones, had to be guessed."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Sequences:
     """Sequences stacked in one array, and the form in which they came.
 
@@ -52,6 +52,8 @@ class Sequences:
     >>> import numpy as np
     >>> from sksvae.sequences import read_sequences
     >>> sequences = read_sequences(np.arange(10.0).reshape(5, 2), groups=[0, 0, 0, 1, 1])
+    >>> sequences
+    Sequences(n_sequences=2, n_rows=5, n_features=2, form='table', rows='consecutive')
     >>> windows = sequences.windows(max_length=2)
     >>> batch, mask = sequences.padded(windows.take([0, 1]))
     >>> batch[..., 0]
@@ -67,6 +69,12 @@ class Sequences:
     form: Literal["array", "list", "table"]
     rows: Literal["consecutive", "independent"]
     order: np.ndarray | None = None
+
+    def __repr__(self) -> str:
+        return (
+            f"Sequences(n_sequences={self.n_sequences}, n_rows={self.n_rows}, "
+            f"n_features={self.values.shape[1]}, form={self.form!r}, rows={self.rows!r})"
+        )
 
     @property
     def n_sequences(self) -> int:
@@ -280,7 +288,9 @@ def _checked_table(X: Any) -> np.ndarray:
         raise ValueError(f"X must hold numbers, but {error}.") from error
 
 
-def _decided(rows: str, values: np.ndarray) -> str:
+def _decided(
+    rows: Literal["auto", "consecutive", "independent"], values: np.ndarray
+) -> Literal["consecutive", "independent"]:
     """What the rows of a table without groups are."""
     if rows != "auto":
         return rows
@@ -299,7 +309,7 @@ def _decided(rows: str, values: np.ndarray) -> str:
 
 def _level_of_the_caller() -> int:
     """Level, for a warning, of the line outside of this package and scikit-learn that led here."""
-    frame, level = inspect.currentframe().f_back, 1
+    frame, level = sys._getframe(1), 1
     while frame.f_back and frame.f_globals["__name__"].split(".")[0] in ("sksvae", "sklearn"):
         frame, level = frame.f_back, level + 1
     return level

@@ -136,10 +136,12 @@ def _rank_autocorrelation(column: np.ndarray) -> tuple[float, float]:
     rate = variance / step**2
     # P(N >= k) of a Poisson variable N, which the incomplete gamma function extends to real k.
     tail = gammainc(rate + abs(statistic - mean) / step, rate)
-    return statistic / np.count_nonzero(pairs), min(2 * tail, 1.0)
+    return float(statistic / np.count_nonzero(pairs)), min(2 * tail, 1.0)
 
 
-def _moments_over_orders(pairs: np.ndarray, n: int, kurtosis: float) -> tuple[float, float]:
+def _moments_over_orders(
+    pairs: np.ndarray, n: int | np.integer, kurtosis: float
+) -> tuple[float, float]:
     """Mean and variance of the sum over pairs of products, when values are put in any order.
 
     Parameters

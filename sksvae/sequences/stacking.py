@@ -71,10 +71,10 @@ def _is_list_of_sequences(X: list | tuple) -> bool:
         )
     if depths[0] != 2:
         return False
-    return not all(isinstance(entry, list | tuple) for entry in X) or _is_ragged(X)
+    return not all(isinstance(entry, list | tuple) for entry in X) or is_ragged(X)
 
 
-def _is_ragged(X: list | tuple) -> bool:
+def is_ragged(X: list | tuple) -> bool:
     """Whether NumPy cannot make an array of nested lists."""
     try:
         np.asarray(X)

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 from sklearn.utils import check_random_state
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Windows:
     """Stretches of consecutive steps, each within one sequence.
 
@@ -30,6 +30,8 @@ class Windows:
     --------
     >>> from sksvae.sequences import Windows
     >>> windows = Windows.whole([7, 2]).cut(3)
+    >>> windows
+    Windows(n_windows=4, n_steps=9)
     >>> windows.sequence, windows.start, windows.stop
     (array([0, 0, 0, 1]), array([0, 3, 5, 0]), array([3, 5, 7, 2]))
     """
@@ -58,12 +60,15 @@ class Windows:
     def __len__(self) -> int:
         return self.length.size
 
+    def __repr__(self) -> str:
+        return f"Windows(n_windows={len(self)}, n_steps={self.length.sum()})"
+
     @property
     def stop(self) -> np.ndarray:
         """Step after the last one, of shape (n_windows,)."""
         return self.start + self.length
 
-    def take(self, indices: ArrayLike) -> "Windows":
+    def take(self, indices: slice | list[int] | np.ndarray) -> "Windows":
         """Some of the windows, in a given order.
 
         Parameters

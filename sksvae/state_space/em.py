@@ -4,13 +4,12 @@
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from scipy import linalg
 from sklearn.utils import check_random_state
-from torch import Tensor
 
 from sksvae.state_space.expectation import ObservedRows, each_chain
 from sksvae.state_space.model import StateSpace
@@ -40,7 +39,7 @@ class StateSpaceFit(NamedTuple):
 
 def fit_state_space(
     X: np.ndarray,
-    lengths: Sequence[int],
+    lengths: Sequence[int] | np.ndarray,
     latent_dim: int,
     *,
     max_iter: int = 50,
@@ -132,7 +131,9 @@ def fit_state_space(
     ]
     if np.array_equal(starts[0].transition, starts[1].transition):
         starts = starts[:1]
-    best, best_rounds, objectives = None, None, [-math.inf]
+    best: Any = None  # until the first start, of which there is at least one
+    best_rounds: Any = None
+    objectives = [-math.inf]
     for start in starts:
         rounds = em_rounds(rows, start, min_noise, prior_rows)
         trial = list(itertools.islice(rounds, min(_TRIAL_ROUNDS, max_iter) + 1))
@@ -213,7 +214,7 @@ class Statistics(NamedTuple):
     @classmethod
     def of(cls, model: StateSpace, rows: ObservedRows) -> "Statistics":
         """Expectation step."""
-        sums: tuple[Tensor | float, ...] = (0.0,) * 7
+        sums: tuple[Any, ...] = (0.0,) * 7
         for part in each_chain(model, rows):
             y = torch.cat((part.mean, part.mask.unsqueeze(-1).to(part.mean)), -1)
             second = torch.nn.functional.pad(part.covariance, (0, 1, 0, 1))
@@ -233,7 +234,7 @@ class Statistics(NamedTuple):
             )
             sums = tuple(a + b for a, b in zip(sums, terms, strict=True))
         log_likelihood, *moments, observed, features = sums
-        return cls(
+        return cls(  # type: ignore[call-arg]  # four moments
             float(log_likelihood),
             *(m.numpy() for m in moments),
             observed.reshape(-1, *moments[0].shape).numpy(),

@@ -42,7 +42,7 @@ class ObservedRows(NamedTuple):
     lengths: np.ndarray
 
     @classmethod
-    def from_arrays(cls, X: np.ndarray, lengths: Sequence[int]) -> "ObservedRows":
+    def from_arrays(cls, X: np.ndarray, lengths: Sequence[int] | np.ndarray) -> "ObservedRows":
         """Read rows in which NaN stands for what is missing."""
         X = np.asarray(X, dtype=np.float64)
         lengths = np.asarray(lengths, dtype=np.intp)
@@ -146,7 +146,7 @@ class _Evidence:
         self.matrices = rows.group_sums(self.weighted[:, :, None] * C[:, None, :]).flatten(1)
         self.constants = rows.group_sums(-0.5 * (2.0 * math.pi * psi).log())
 
-    def of(self, row: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def of(self, row: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
         """Constant, linear and quadratic term at each step of a padded batch."""
         observed = self.rows.observed[row]
         residual = (self.rows.values[row] - self.mean) * observed[:, self.rows.group]
@@ -183,7 +183,7 @@ class _Prior:
         constant = -0.5 * (mean @ precision @ mean + len(mean) * math.log(2.0 * math.pi))
         return precision, constant - factor.diagonal().log().sum()
 
-    def of(self, mask: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def of(self, mask: Tensor) -> tuple[Tensor, ...]:
         """Constant of each chain, linear and quadratic term at each step, block below."""
         has_next = torch.nn.functional.pad(mask[:, 1:], (0, 1)).double()
         n_transitions = has_next.sum(-1)

@@ -58,7 +58,7 @@ class StateSpace(NamedTuple):
     initial_mean: np.ndarray
     initial_covariance: np.ndarray
 
-    def log_likelihood(self, X: np.ndarray, lengths: Sequence[int]) -> np.ndarray:
+    def log_likelihood(self, X: np.ndarray, lengths: Sequence[int] | np.ndarray) -> np.ndarray:
         """Exact log density of sequences, in nats.
 
         Parameters
@@ -94,7 +94,7 @@ class StateSpace(NamedTuple):
             result[part.sequence] = part.log_likelihood.numpy()
         return result
 
-    def smoothed_means(self, X: np.ndarray, lengths: Sequence[int]) -> np.ndarray:
+    def smoothed_means(self, X: np.ndarray, lengths: Sequence[int] | np.ndarray) -> np.ndarray:
         """Posterior means of the states, given the whole sequence of each.
 
         Parameters
@@ -114,7 +114,9 @@ class StateSpace(NamedTuple):
             result[part.row[part.mask].numpy()] = part.mean[part.mask].numpy()
         return result
 
-    def state_moments(self, X: np.ndarray, lengths: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    def state_moments(
+        self, X: np.ndarray, lengths: Sequence[int] | np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Mean and covariance of the states under the posterior, pooled over all rows.
 
         They are defined, as those of the stationary distribution are not, for transitions that
@@ -134,7 +136,7 @@ class StateSpace(NamedTuple):
         covariance : ndarray of shape (latent_dim, latent_dim)
             Mean posterior covariance plus covariance of the posterior means.
         """
-        total, second = 0.0, 0.0
+        total, second = np.zeros(()), np.zeros(())
         for part in each_chain(self, ObservedRows.from_arrays(X, lengths)):
             total = total + part.mean.sum((0, 1)).numpy()
             flat = part.mean.flatten(0, 1)

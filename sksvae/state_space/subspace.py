@@ -21,7 +21,7 @@ _MAX_MODULUS = 0.999  # of the eigenvalues of the transition
 
 def subspace_identification(
     X: np.ndarray,
-    lengths: Sequence[int],
+    lengths: Sequence[int] | np.ndarray,
     latent_dim: int,
     *,
     n_lags: int | None = None,
@@ -111,7 +111,7 @@ def subspace_identification(
 
 def choose_windows(
     X: np.ndarray,
-    lengths: Sequence[int],
+    lengths: Sequence[int] | np.ndarray,
     max_length: int,
     max_rows: int,
     random_state: np.random.RandomState,

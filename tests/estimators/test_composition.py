@@ -275,3 +275,12 @@ def test_threads_agree_with_one(Estimator):
     with joblib.parallel_config("threading"):
         two = cross_val_score(quick(Estimator), X, cv=2, n_jobs=2, error_score="raise")
     np.testing.assert_allclose(two, one, atol=1e-9)
+
+
+@each_estimator
+def test_sizes_may_be_numpy_integers(Estimator):
+    X = blobs()[0]
+    sizes = {"latent_dim": np.int64(2), "n_components": np.int64(2)}
+    found = quick(Estimator, **sizes).fit(X)
+    expected = quick(Estimator, **{name: int(size) for name, size in sizes.items()}).fit(X)
+    assert_same_outputs(found, expected, X)
