@@ -52,7 +52,7 @@ class SegmentationDisplay:
     true_states : list of array-like of shape (n_timesteps,), default=None
         True states of each sequence, numbers or words.
     n_states : int, default=None
-        Number of states; None for those up to the largest that occurs.
+        Number of states; None for those up to the largest that occurs or that has a name.
     feature_names : sequence of str of shape (n_features,), default=None
         Names of the signals, with units; None for their numbers.
     display_labels : sequence of str of shape (n_states,), default=None
@@ -108,7 +108,9 @@ class SegmentationDisplay:
     ):
         self.states = [checked_labels(part, f"states[{i}]") for i, part in enumerate(states)]
         largest = max(int(part.max()) for part in self.states)
-        self.n_states = largest + 1 if n_states is None else n_states
+        if n_states is None:
+            n_states = max(largest + 1, 0 if display_labels is None else len(display_labels))
+        self.n_states = n_states
         if self.n_states <= largest:
             raise ValueError(f"n_states={n_states} must exceed the largest state, {largest}.")
         self.display_labels = checked_names(display_labels, self.n_states, "display_labels")

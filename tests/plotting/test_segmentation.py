@@ -148,6 +148,11 @@ def test_rows_without_order_are_no_recording(rng):
         SegmentationDisplay.from_estimator(dynamics(rows_="independent"), rng.normal(size=(20, 2)))
 
 
+def test_states_may_have_names_and_not_occur():
+    display = SegmentationDisplay.from_predictions([0, 0, 1], display_labels=["rest", "run", "hop"])
+    assert display.n_states == 3
+
+
 def test_fifty_states_have_rows(rng):
     labels = long_chain(rng, 600, 50, 0.9)
     display = SegmentationDisplay.from_predictions(labels, n_states=50)
