@@ -247,17 +247,25 @@ class SequenceSVAE(BaseSVAE, metaclass=ABCMeta):
     def _in_threads(self, function: Callable, batches: Iterator) -> Iterator:
         """Results for some batches at a time, in order.
 
-        Operations on many small matrices keep one core busy each, however many threads torch has.
+        Operations on many small matrices keep one core busy each, however many threads torch has;
+        so there are as many threads for batches as torch has, and torch has one in each of them.
         """
         n_threads = torch.get_num_threads() if self.device == "cpu" else 1
+        if n_threads == 1:
+            yield from map(function, batches)
+            return
         waiting: deque = deque()
-        with ThreadPoolExecutor(n_threads) as pool:
-            for batch in batches:
-                if len(waiting) == n_threads:
+        try:
+            start = {"initializer": torch.set_num_threads, "initargs": (1,)}
+            with ThreadPoolExecutor(n_threads, **start) as pool:
+                for batch in batches:
+                    if len(waiting) == n_threads:
+                        yield waiting.popleft().result()
+                    waiting.append(pool.submit(function, batch))
+                while waiting:
                     yield waiting.popleft().result()
-                waiting.append(pool.submit(function, batch))
-            while waiting:
-                yield waiting.popleft().result()
+        finally:
+            torch.set_num_threads(n_threads)  # for threads that others start
 
     def transform(self, X, groups=None):
         """Posterior means of the latents given whole sequences.

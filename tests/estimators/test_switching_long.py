@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Long recordings, which are inferred in overlapping pieces, agree with whole inference."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
@@ -42,6 +44,13 @@ def whole():
 
 
 @pytest.fixture
+def threads():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
 def pieces(monkeypatch):
     set_pieces(monkeypatch, 60, 40, 30)
 
@@ -71,11 +80,11 @@ def test_batches_of_pieces_agree_with_the_whole(monkeypatch, whole):
 
 
 @pytest.mark.parametrize("n_threads", [1, 2, 3])
-def test_batches_in_threads_give_the_same(monkeypatch, n_threads):
+def test_batches_in_threads_give_the_same(monkeypatch, threads, n_threads):
     """Each in its place, without gradients, and errors come out."""
     monkeypatch.setattr("sksvae.estimators.sequences.CHUNK_STEPS", 40)
     expected = KNOWN.transform(MIXED)
-    monkeypatch.setattr("torch.get_num_threads", lambda: n_threads)
+    threads(n_threads)
     assert_close(KNOWN.transform(MIXED), expected, atol=0)
 
     def fails(model, rows):
@@ -84,6 +93,9 @@ def test_batches_in_threads_give_the_same(monkeypatch, n_threads):
 
     with pytest.raises(ZeroDivisionError):
         KNOWN._collect(KNOWN._checked_sequences(MIXED, None), fails)
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(torch.get_num_threads).result() == n_threads
+    assert torch.get_num_threads() == n_threads
     assert torch.is_grad_enabled()
 
 
