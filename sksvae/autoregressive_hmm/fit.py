@@ -84,8 +84,8 @@ def fit_autoregressive_hmm(
     several starts: k-means on means and standard deviations over windows of several widths, with
     three times as many clusters merged down by the bound; k-means on means and increments over
     windows, clusters of stretches of time by their dynamics, twice as many of those merged down,
-    chance. The best of them then try merge,
-    delete and birth moves [2]_, and the best bound of all is kept.
+    chance. The best of them then try merge, delete and birth moves [2]_, and the best bound of all
+    is kept.
 
     Parameters
     ----------

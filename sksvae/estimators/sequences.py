@@ -5,6 +5,7 @@ from abc import ABCMeta
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain, islice
 from numbers import Integral
 
 import numpy as np
@@ -248,10 +249,13 @@ class SequenceSVAE(BaseSVAE, metaclass=ABCMeta):
         """Results for some batches at a time, in order.
 
         Operations on many small matrices keep one core busy each, however many threads torch has;
-        so there are as many threads for batches as torch has, and torch has one in each of them.
+        so there are as many threads for batches as torch has, and torch has one in each of them. A
+        single batch is left to the threads of torch.
         """
         n_threads = torch.get_num_threads() if self.device == "cpu" else 1
-        if n_threads == 1:
+        first = list(islice(batches, 2))
+        batches = chain(first, batches)
+        if n_threads == 1 or len(first) < 2:
             yield from map(function, batches)
             return
         waiting: deque = deque()

@@ -99,6 +99,16 @@ def test_batches_in_threads_give_the_same(monkeypatch, threads, n_threads):
     assert torch.is_grad_enabled()
 
 
+def test_a_single_batch_is_left_to_the_threads_of_torch(threads):
+    threads(2)
+    seen = []
+    KNOWN._collect(
+        KNOWN._checked_sequences(MIXED, None),
+        lambda model, rows: seen.append(torch.get_num_threads()) or rows.observed,
+    )
+    assert seen == [2]
+
+
 def test_long_sequences_have_one_start(monkeypatch):
     """Whether others in the batch are brief or not."""
     expected = KNOWN.predict_proba(MIXED[1:2])
