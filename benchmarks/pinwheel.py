@@ -40,6 +40,7 @@ def models(n_components, n_starting, seed, arguments):
             n_components,
             n_starting_components=n_starting,
             n_draws=arguments.n_draws,
+            pretraining_iter=arguments.pretraining_iter,
             max_iter=arguments.max_iter,
             learning_rate_init=arguments.learning_rate,
             n_iter_no_change=arguments.max_iter,  # the whole of the annealing
@@ -97,6 +98,7 @@ def main():
     parser.add_argument("--only", help="names of the models, separated by commas")
     parser.add_argument("--max-iter", type=int, default=800)
     parser.add_argument("--n-draws", type=int, default=10)
+    parser.add_argument("--pretraining-iter", type=int, default=100)
     parser.add_argument("--learning-rate", type=float, default=0.01)
     arguments = parser.parse_args()
     warnings.simplefilter("ignore", ConvergenceWarning)

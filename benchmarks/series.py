@@ -9,14 +9,16 @@ The series are those of statsmodels: `elnino`, monthly sea surface temperatures,
 concentrations with gaps. Of each, 20 % of the steps are removed, in stretches of a quarter to one
 and a half years; errors are those on what was removed, in the units of the series, and coverage is
 that of nominal 90 % bands. The number of latents and hidden layers of the SVAE are those with the
-best score on the last quarter of the first seed's series, when fitted to the rest; what was removed
-only measures.
+best score on the last quarter of the first seed's series, when fitted to the rest, as ``--choose``
+shows; what was removed only measures.
 
 The structural models are the `UnobservedComponents` of statsmodels with a trigonometric season, and
-a level or a local linear trend, once as they are and once with an autoregression of order one.
+a level or a local linear trend, once as they are and once with an autoregression of order one; both
+are told the season. One more is not, as the SVAE is not: a stochastic cycle whose period is found.
 """
 
 import argparse
+import itertools
 import json
 import time
 import warnings
@@ -39,9 +41,11 @@ CLASSICAL = {
         "freq_seasonal": [{"period": 365.25 / 7, "harmonics": 4}],
     },
 }
+# Not told the season: a cycle of between two steps and two years, found from several starts.
+CYCLES = {"elnino": "local level", "co2": "local linear trend"}
 SVAE = {
     "elnino": {"latent_dim": 6, "sequence_length": 732},
-    "co2": {"latent_dim": 6, "hidden_layer_sizes": (), "sequence_length": 2284},
+    "co2": {"latent_dim": 10, "hidden_layer_sizes": (), "sequence_length": 2284},
 }
 
 
@@ -107,11 +111,42 @@ def classical(x, name, autoregressive):
         "score": round(fitted.llf / np.sum(~np.isnan(x)), 4),
         "bic": round(fitted.bic, 1),
     }
-    design, smoothed = model.ssm["design"][0], fitted.smoother_results
-    mean = design @ smoothed.smoothed_state
-    variance = np.einsum("i,ijt,j->t", design, smoothed.smoothed_state_cov, design)
+    return *smoothed(model, fitted), figures
+
+
+def cyclic(x, name):
+    """Best likelihood over starts of the period, which has many local maxima."""
+    longest = 2 * PERIODS[name]
+    model = UnobservedComponents(
+        x,
+        level=CYCLES[name],
+        cycle=True,
+        stochastic_cycle=True,
+        damped_cycle=True,
+        cycle_period_bounds=(2, longest),
+    )
+    where = model.param_names.index("frequency.cycle")
+    fits = []
+    start = time.perf_counter()
+    for period in np.geomspace(4, longest / 1.1, 6):
+        params = model.start_params
+        params[where] = 2 * np.pi / period
+        fits.append(model.fit(params, disp=False, maxiter=200))
+    fitted = max(fits, key=lambda fit: fit.llf)
+    return *smoothed(model, fitted), {
+        "fit_s": round(time.perf_counter() - start, 1),
+        "score": round(fitted.llf / np.sum(~np.isnan(x)), 4),
+        "period": round(float(2 * np.pi / fitted.params[where]), 2),
+    }
+
+
+def smoothed(model, fitted):
+    """Means and bands of the observations."""
+    design, results = model.ssm["design"][0], fitted.smoother_results
+    mean = design @ results.smoothed_state
+    variance = np.einsum("i,ijt,j->t", design, results.smoothed_state_cov, design)
     half = 1.645 * np.sqrt(variance + model.ssm["obs_cov"][0, 0])
-    return mean, np.stack([mean - half, mean + half]), figures
+    return mean, np.stack([mean - half, mean + half])
 
 
 def measure(x, removed, found):
@@ -126,12 +161,28 @@ def measure(x, removed, found):
     return row | figures
 
 
+def choose(name):
+    """Score on the last quarter, by the number of latents and hidden layers."""
+    x = load(name)
+    x = np.where(removed_steps(len(x), PERIODS[name], 0), np.nan, x)[:, None]
+    n_fitted = 3 * len(x) // 4
+    for hidden, latent_dim in itertools.product([(), (100,)], [4, 6, 8, 10, 12]):
+        settings = {"hidden_layer_sizes": hidden, "latent_dim": latent_dim}
+        model = SVAELinearDynamics(
+            rows="consecutive", random_state=0, sequence_length=len(x), **settings
+        ).fit(x[:n_fitted])
+        # Given everything before: the score of the last quarter alone would begin from nothing.
+        score = model.score_samples(x)[n_fitted:].sum() / np.sum(~np.isnan(x[n_fitted:]))
+        print(json.dumps({"series": name, **settings, "score": round(float(score), 4)}), flush=True)
+
+
 def models(x, name, seed, arguments):
     """Yield the models by name, each with what it says of a series with gaps."""
     yield "linear interpolation", (interpolated(x), None, {})
     yield "seasonal naive", (seasonal_naive(x, PERIODS[name]), None, {})
     yield "UnobservedComponents", classical(x, name, autoregressive=False)
     yield "UnobservedComponents, AR(1)", classical(x, name, autoregressive=True)
+    yield "UnobservedComponents, cycle", cyclic(x, name)
     yield "SVAELinearDynamics", svae(x, name, seed, arguments)
 
 
@@ -155,10 +206,14 @@ def main():
     parser.add_argument("--series", nargs="+", default=list(PERIODS), choices=list(PERIODS))
     parser.add_argument("--n-draws", type=int, default=400)
     parser.add_argument("--settings", default="{}", help="of the SVAE, as JSON")
+    parser.add_argument("--choose", action="store_true", help="the settings of the SVAE only")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore", ConvergenceWarning)
     warnings.simplefilter("ignore", ClassicalConvergenceWarning)
     for name in arguments.series:
+        if arguments.choose:
+            choose(name)
+            continue
         x, rows = load(name), {}
         for seed in range(arguments.seeds):
             removed = removed_steps(len(x), PERIODS[name], seed)

@@ -26,7 +26,7 @@ _MIN_PRECISION = 1e-2
 # Pseudo-counts behind [A b] and scales of Q, in units of the latents, that compete where the user
 # names none: from little memory to oscillations that hardly fade, whose damping a count of one
 # would multiply.
-_PRIORS = ((1.0, 0.1), (0.1, 0.1), (0.01, 0.01))
+_PRIORS = ((1.0, 0.1), (0.1, 0.1), (0.01, 0.01), (1e-3, 1e-4))
 
 
 def competing_priors(

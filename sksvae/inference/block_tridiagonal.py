@@ -142,7 +142,7 @@ def chain_moments(
         # A count of integers would turn the constants, and what they are added to, into float32.
         n_present = mask.sum(-1, dtype=precision_mean.dtype)
     n_chains = batch_shape.numel()
-    order = _choose_order(method, n_chains, n_steps, dim)
+    order = _choose_order(method, n_chains, n_steps, dim, precision_mean.device)
     half_quadratic, mean, covariance, lag, draws = _Chain.apply(
         order,
         precision_mean.reshape(n_chains, n_steps, dim),
@@ -197,15 +197,15 @@ def _decouple_absent(
 
 
 def _choose_order(
-    method: ChainMethod, n_chains: int, n_steps: int, dim: int
+    method: ChainMethod, n_chains: int, n_steps: int, dim: int, device: torch.device
 ) -> type[EliminationOrder]:
     if method == "auto":
-        # Time of sequential / parallel on one CPU thread in float64, gradients included: 0.6 at
-        # T = 10, 0.7 at 20, 0.8-1.0 at 40; at T = 160 it is 2.3 for one chain with D = 2, 1.6 with
-        # D = 16, 0.9-1.2 at B D^2 = 512 and 0.7 at 4096, where the arithmetic counts. At T = 250 to
-        # 1000 it is 1.2-1.4 at B D^2 = 600 to 800 (1.6-1.9 without gradients), 1.0 at 1200.
-        limit = 1000 if n_steps >= 200 else 512
-        latency_counts = n_steps > 40 and n_chains * dim**2 <= limit
+        # Time of sequential / parallel on one CPU thread in float64, forward and with gradients:
+        # 0.9 and 1.1 for one chain of 100 steps with D = 4; at T = 250 it is 1.4 and 2.0 for one
+        # with D = 2, 1.4 and 1.6 at B D^2 = 128, 0.7 to 0.9 at 1024; at T = 800 it is 1.1 and 1.3
+        # at 392, 0.9 and 1.0 at 800. Accelerators wait for every step.
+        cheap = device.type != "cpu" or n_chains * dim**2 <= 512
+        latency_counts = cheap and n_steps > 120
         method = "parallel" if latency_counts else "sequential"
     if method == "parallel":
         return CyclicReduction

@@ -34,6 +34,8 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from sksvae.inference.banded_cholesky import banded_cholesky, banded_pays
+
 
 class Eliminated(NamedTuple):
     """The Cholesky factorisation, one block column per step, in the order of elimination.
@@ -117,6 +119,8 @@ class Sequential:
     @staticmethod
     def eliminate(diagonal: Tensor, lower: Tensor, vector: Tensor) -> Eliminated:
         """Factorise, one step after the other."""
+        if banded_pays(diagonal):
+            return Eliminated(*banded_cholesky(diagonal, lower, vector))
         dim = vector.shape[-1]
         border = torch.cat((_pad_end(lower.mT), vector.unsqueeze(-1)), -1)
         pivots, borders = diagonal.clone().unbind(0), border.unbind(0)

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Banded factorisation of chains, against dense matrices and step by step elimination."""
+
+import pytest
+import torch
+
+from sksvae.inference import chain_moments
+from sksvae.inference.banded_cholesky import banded_cholesky, banded_pays
+from sksvae.inference.elimination_orders import Sequential
+
+
+def chains(n_chains, n_steps, dim, dtype=torch.float64):
+    """Blocks with the axis of steps first, and a vector."""
+    generator = torch.Generator().manual_seed(n_chains + n_steps + dim)
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    root = normal(n_steps, n_chains, dim, dim)
+    diagonal = root @ root.mT + 4 * dim * torch.eye(dim, dtype=torch.float64)
+    lower = normal(n_steps - 1, n_chains, dim, dim)
+    vector = normal(n_steps, n_chains, dim)
+    return tuple(part.to(dtype) for part in (diagonal, lower, vector))
+
+
+def dense(diagonal, lower):
+    n_steps, n_chains, dim, _ = diagonal.shape
+    J = diagonal.new_zeros(n_chains, n_steps, dim, n_steps, dim)
+    for t in range(n_steps):
+        J[:, t, :, t] = diagonal[t]
+        if t:
+            J[:, t, :, t - 1] = lower[t - 1]
+            J[:, t - 1, :, t] = lower[t - 1].mT
+    return J.reshape(n_chains, n_steps * dim, n_steps * dim)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (1, 1, 3), (2, 2, 1), (3, 5, 2), (2, 7, 4)])
+def test_it_is_the_dense_factor(shape):
+    n_chains, n_steps, dim = shape
+    diagonal, lower, vector = chains(*shape)
+    factor, whitened, info = banded_cholesky(diagonal, lower, vector)
+    L = torch.linalg.cholesky(dense(diagonal, lower))
+    blocks = L.view(n_chains, n_steps, dim, n_steps, dim)
+    h = vector.transpose(0, 1).reshape(n_chains, n_steps * dim, 1)
+    white = torch.linalg.solve_triangular(L, h, upper=False).view(n_chains, n_steps, dim)
+    assert not info.any()
+    for t in range(n_steps):
+        torch.testing.assert_close(factor[t], blocks[:, t, :, t])
+        torch.testing.assert_close(whitened[t, ..., dim], white[:, t])
+        following = blocks[:, t + 1, :, t].mT if t + 1 < n_steps else torch.zeros(dim, dim)
+        expected = following.to(factor).expand(n_chains, dim, dim)
+        torch.testing.assert_close(whitened[t, ..., :dim], expected)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-13)], ids=str
+)
+def test_it_is_elimination_step_by_step(dtype, tolerance):
+    few = chains(3, 30, 5, dtype)
+    # So many that the steps are taken one by one.
+    many = [part.repeat_interleave(100, dim=1) for part in few]
+    assert banded_pays(few[0])
+    assert not banded_pays(many[0])
+    wanted = Sequential.eliminate(*many)
+    for found, one_by_one in zip(banded_cholesky(*few), wanted, strict=True):
+        assert found.dtype == one_by_one.dtype
+        torch.testing.assert_close(found, one_by_one[:, ::100], rtol=0, atol=tolerance)
+
+
+def test_inputs_are_left_alone():
+    inputs = chains(2, 4, 3)
+    copies = [part.clone() for part in inputs]
+    banded_cholesky(*inputs)
+    assert all(map(torch.equal, inputs, copies))
+
+
+def test_a_pivot_that_is_not_positive_is_found_where_it_is():
+    diagonal, lower, vector = chains(3, 6, 2)
+    diagonal[4, 1] -= 100 * torch.eye(2, dtype=torch.float64)
+    _, _, info = banded_cholesky(diagonal, lower, vector)
+    assert info.nonzero().tolist() == [[4, 1]]
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_what_is_not_finite_is_an_error_that_names_the_chain(bad):
+    diagonal, lower, vector = (part.transpose(0, 1) for part in chains(3, 6, 2))
+    diagonal[2, 3, 0, 0] = bad
+    with pytest.raises(torch.linalg.LinAlgError, match="first at batch index 2"):
+        chain_moments(vector, diagonal, lower, method="sequential")
