@@ -5,6 +5,7 @@ import math
 import warnings
 from abc import ABCMeta, abstractmethod
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from numbers import Integral, Real
 
@@ -23,6 +24,7 @@ from torch import Tensor
 from sksvae.estimators.fitted import CHUNK, SEED_BOUND, FittedMixin
 from sksvae.estimators.scaling import Scaling
 from sksvae.estimators.start import linear_model
+from sksvae.estimators.threads import threads_that_pay
 from sksvae.estimators.validation import checked_device, checked_layer_sizes
 from sksvae.graphical import GraphicalModel
 from sksvae.inference import FixedPointSettings
@@ -180,7 +182,8 @@ class BaseSVAE(
                 task_name="run", max_subtasks=n_initial + self.max_iter
             )
             run_context.call_on_fit_task_begin(**told)
-            scaling, result = self._run(data, likelihood, seed, run, run_context, told)
+            with self._threads(data):
+                scaling, result = self._run(data, likelihood, seed, run, run_context, told)
             if best is None or result.lower_bound > best[1].lower_bound:
                 best = scaling, result
             if run_context.call_on_fit_task_end(**told):
@@ -192,6 +195,14 @@ class BaseSVAE(
             **told,
             reconstruction_attributes=lambda: self._fitted_attributes(*best, n_rows),
         )
+
+    def _threads(self, data) -> AbstractContextManager:
+        """Context of training, with the threads that its batches can use."""
+        n_rows, n_features = self._values(data).shape
+        batch_size = min(self._training_settings(n_rows).batch_size, n_rows)
+        hidden = checked_layer_sizes(self.hidden_layer_sizes)
+        widths = (n_features, *hidden, self._checked_latent_dim(n_features))
+        return threads_that_pay(self.device, batch_size, widths)
 
     def _continues(self) -> bool:
         return self.warm_start and hasattr(self, "model_state_")

@@ -81,7 +81,9 @@ class RowSVAE(BaseSVAE, metaclass=ABCMeta):
         ``total_samples`` rows, or of the rows seen so far.
         """
         first = not hasattr(self, "model_state_")
-        self._partial_fit(*self._check_training_data(X, reset=first))
+        data, likelihood = self._check_training_data(X, reset=first)
+        with self._threads(data):
+            self._partial_fit(data, likelihood)
         return self
 
     # ---- pieces of a fit ----

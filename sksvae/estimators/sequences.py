@@ -113,7 +113,8 @@ class SequenceSVAE(BaseSVAE, metaclass=ABCMeta):
         """
         first = not hasattr(self, "model_state_")
         data, likelihood = self._check_training_data(X, groups, reset=first)
-        self._partial_fit(data, likelihood)
+        with self._threads(data):
+            self._partial_fit(data, likelihood)
         self.rows_ = data.rows
         return self
 
