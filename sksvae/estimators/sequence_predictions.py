@@ -229,14 +229,16 @@ class SequencePredictions(SequenceSVAE):
 
     # ---- pieces ----
 
-    def _drawn(self, n_samples: int, n_sequences: int) -> tuple[np.ndarray, Tensor, Tensor]:
-        """Rows drawn from the model, with their latents and states."""
+    def _drawn(
+        self, n_samples: int, n_sequences: int, **given: Tensor
+    ) -> tuple[np.ndarray, Tensor, Tensor]:
+        """Rows drawn from the model, with their latents and states, some of which may be given."""
         check_is_fitted(self)
         self._check_count(n_samples, "n_samples")
         self._check_count(n_sequences, "n_sequences")
         model, generator = self._rebuild(), self._generator()
         with torch.no_grad():
-            z, states = model.graphical.sample(int(n_samples), int(n_sequences), generator)
+            z, states = model.graphical.sample(int(n_samples), int(n_sequences), generator, **given)
             x = model.likelihood.sample(model.decode(z), model.noise_params, generator)
         return self._in_units(x.cpu().numpy()), z, states
 

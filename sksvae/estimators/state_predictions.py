@@ -6,11 +6,13 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 from torch.nn.functional import one_hot, pad
 
 from sksvae.estimators.sequence_predictions import Ends, SequencePredictions
 from sksvae.estimators.sequences import CHUNK_STEPS
+from sksvae.estimators.validation import checked_states
 from sksvae.graphical import Potentials, SwitchingPosterior
 from sksvae.graphical.switching_inference import SwitchingProblem
 from sksvae.inference import draw_gaussian, draw_paths, most_probable_path
@@ -142,8 +144,8 @@ class StatePredictions(SequencePredictions):
         sequences = self._checked_sequences(X, groups)
         return sequences.restore(self._scores(sequences))
 
-    def sample(self, n_samples=1, n_sequences=1):
-        """Draw sequences from the model.
+    def sample(self, n_samples=1, n_sequences=1, states=None):
+        """Draw sequences from the model, or sequences with given states.
 
         Parameters
         ----------
@@ -151,6 +153,11 @@ class StatePredictions(SequencePredictions):
             Steps of each sequence.
         n_sequences : int, default=1
             Number of sequences.
+        states : array-like of int of shape (n_samples,) or (n_sequences, n_samples), default=None
+            States of all sequences or of each, from 0 to ``n_states_ - 1``, such as those that
+            `predict` finds in a recording: latents are then drawn from the dynamics of these
+            states ([1]_, figure 1). That of the first step does not matter, since its latent has
+            the initial distribution. ``None``: states are drawn, too.
 
         Returns
         -------
@@ -158,8 +165,18 @@ class StatePredictions(SequencePredictions):
             Rows, in the units of X; without the first axis for a single sequence.
         states : ndarray of int of shape (n_samples,) or (n_sequences, n_samples)
             Their states.
+
+        References
+        ----------
+        .. [1] Bendekgey, Hope and Sudderth, "Unbiased learning of deep generative models with
+           structured discrete representations", NeurIPS 2023.
         """
-        X, _, states = self._drawn(n_samples, n_sequences)
+        check_is_fitted(self)
+        given = {}
+        if states is not None:
+            found = checked_states(states, self.n_states_, n_samples, n_sequences)
+            given["states"] = torch.as_tensor(found, device=self.device)
+        X, _, states = self._drawn(n_samples, n_sequences, **given)
         states = states.cpu().numpy()
         return (X[0], states[0]) if n_sequences == 1 else (X, states)
 

@@ -192,3 +192,52 @@ def checked_covariance(value: object, dim: int, name: str) -> np.ndarray:
             f"{name} is not positive definite: its smallest eigenvalue is {smallest:.3g}. {advice}"
         )
     return matrix
+
+
+def checked_states(value: object, n_states: int, n_samples: int, n_sequences: int) -> np.ndarray:
+    """States of sequences.
+
+    Parameters
+    ----------
+    value : array-like of int of shape (n_samples,) or (n_sequences, n_samples)
+        The argument ``states``: those of all sequences, or of each.
+    n_states : int
+        Number of states there are.
+    n_samples : int
+        Steps of each sequence.
+    n_sequences : int
+        Number of sequences.
+
+    Returns
+    -------
+    ndarray of int64 of shape (n_sequences, n_samples)
+        A copy.
+
+    Raises
+    ------
+    ValueError
+        If it is something else.
+
+    Examples
+    --------
+    >>> from sksvae.estimators.validation import checked_states
+    >>> checked_states([0, 0, 1], 2, 3, 2)
+    array([[0, 0, 1],
+           [0, 0, 1]])
+    """
+    wanted = f"states must hold integers from 0 to {n_states - 1}"
+    try:
+        array = np.asarray(value)
+    except ValueError as error:
+        raise ValueError(f"{wanted}: {error}") from error
+    if array.shape not in ((n_samples,), (n_sequences, n_samples)):
+        raise ValueError(
+            f"{wanted} in shape (n_samples,) or (n_sequences, n_samples), got shape {array.shape} "
+            f"with n_samples={n_samples!r} and n_sequences={n_sequences!r}."
+        )
+    if array.dtype.kind not in "iu":
+        raise ValueError(f"{wanted}, got values of type {array.dtype}.")
+    outside = array[(array < 0) | (array >= n_states)]
+    if outside.size:
+        raise ValueError(f"{wanted}, got {outside[0]}.")
+    return np.broadcast_to(array, (int(n_sequences), int(n_samples))).astype(np.int64)

@@ -249,22 +249,17 @@ def continue_draws(
     >>> z.flatten(), states
     (tensor([2.0000, 1.0000, 2.0000]), tensor([1, 0, 1]))
     """
-    A, b, Q, *_, table = parameters
-    path = _continue_states(table, states, n_steps, generator)
-    shape = (*start.shape[:-1], n_steps, start.shape[-1])
-    noise = standard_normal(shape, start, generator).unsqueeze(-1)
-    z, factors = start.unsqueeze(-1), cholesky(Q, "noise_covariances")
-    steps = noise.new_empty(shape)
-    for t in range(n_steps):
-        k = path[..., t]
-        z = A[k] @ z + b[k].unsqueeze(-1) + factors[k] @ noise[..., t, :, :]
-        steps[..., t, :] = z.squeeze(-1)
-    _check_range(parameters, steps)
-    return steps, path
+    path = _continue_states(parameters.state_transition_probabilities, states, n_steps, generator)
+    return _draw_latents(parameters, start, path, generator), path
 
 
+@torch.no_grad()
 def draw_sequences(
-    parameters: SwitchingParameters, n_steps: int, n_sequences: int, generator: torch.Generator
+    parameters: SwitchingParameters,
+    n_steps: int,
+    n_sequences: int,
+    generator: torch.Generator,
+    states: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Draw sequences from their beginning.
 
@@ -278,6 +273,8 @@ def draw_sequences(
         Number of sequences.
     generator : torch.Generator
         Source of randomness.
+    states : Tensor of int64 of shape (n_sequences, n_steps) or None, default=None
+        States, if they are given: then only latents are drawn.
 
     Returns
     -------
@@ -306,9 +303,31 @@ def draw_sequences(
     mean = parameters.initial_mean
     noise = standard_normal((n_sequences, len(mean)), mean, generator)
     first = mean + noise @ cholesky(parameters.initial_covariance, "initial_covariance").mT
-    state = _draw_states(parameters.initial_state_probabilities.expand(n_sequences, -1), generator)
-    z, states = continue_draws(parameters, first, state, n_steps - 1, generator)
-    return torch.cat([first.unsqueeze(1), z], 1), torch.cat([state.unsqueeze(1), states], 1)
+    if states is None:
+        *_, initial, table = parameters
+        state = _draw_states(initial.expand(n_sequences, -1), generator)
+        later = _continue_states(table, state, n_steps - 1, generator)
+        states = torch.cat([state.unsqueeze(1), later], 1)
+    # The first state has no dynamics of its own.
+    z = _draw_latents(parameters, first, states[:, 1:], generator)
+    return torch.cat([first.unsqueeze(1), z], 1), states
+
+
+def _draw_latents(
+    parameters: SwitchingParameters, start: Tensor, path: Tensor, generator: torch.Generator
+) -> Tensor:
+    """Draw the latents that follow given ones, under a path of states."""
+    A, b, Q, *_ = parameters
+    shape = (*path.shape, start.shape[-1])
+    noise = standard_normal(shape, start, generator).unsqueeze(-1)
+    z, factors = start.unsqueeze(-1), cholesky(Q, "noise_covariances")
+    steps = noise.new_empty(shape)
+    for t in range(path.shape[-1]):
+        k = path[..., t]
+        z = A[k] @ z + b[k].unsqueeze(-1) + factors[k] @ noise[..., t, :, :]
+        steps[..., t, :] = z.squeeze(-1)
+    _check_range(parameters, steps)
+    return steps
 
 
 def _continue_states(

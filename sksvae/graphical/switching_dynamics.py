@@ -365,10 +365,33 @@ class SwitchingDynamicsModel(ConjugateParts[ChainPosterior], SequenceModel):
         return continue_draws(self.point_parameters(), start, states, n_steps, generator)
 
     def sample(
-        self, n_steps: int, n_sequences: int, generator: torch.Generator
+        self,
+        n_steps: int,
+        n_sequences: int,
+        generator: torch.Generator,
+        states: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Draw sequences from the dynamics with their point estimates."""
-        return draw_sequences(self.point_parameters(), n_steps, n_sequences, generator)
+        """Draw sequences from the dynamics with their point estimates.
+
+        Parameters
+        ----------
+        n_steps : int
+            Length of each sequence.
+        n_sequences : int
+            Number of sequences.
+        generator : torch.Generator
+            Source of randomness.
+        states : Tensor of int64 of shape (n_sequences, n_steps) or None, default=None
+            States, if they are given: then only latents are drawn.
+
+        Returns
+        -------
+        z : Tensor of shape (n_sequences, n_steps, latent_dim)
+            Latents.
+        states : Tensor of int64 of shape (n_sequences, n_steps)
+            States.
+        """
+        return draw_sequences(self.point_parameters(), n_steps, n_sequences, generator, states)
 
     def select(self, states: Tensor) -> "SwitchingDynamicsModel":
         """Model with some of the states, in the given order.
