@@ -90,6 +90,7 @@ class DynamicsFit(SequenceSVAE):
             rows.lengths.cpu().numpy(),
             latent_dim,
             max_length=max(self.sequence_length, _START_LENGTH),
+            **self._start_rounds(len(features)),
             random_state=generator.initial_seed() % (2**32),
         ).model
         return state_space_model(
@@ -103,6 +104,10 @@ class DynamicsFit(SequenceSVAE):
             self._fixed_point_settings(to_train=True),
             generator,
         )
+
+    def _start_rounds(self, n_rows: int) -> dict:
+        """How far expectation maximisation of the start goes: until it has converged."""
+        return {}
 
     def _initial_graphical(self, latent_dim: int, like: Tensor) -> LinearDynamicsModel:
         return LinearDynamicsModel(self._priors(latent_dim, like)[0])

@@ -9,6 +9,7 @@ from typing import TypeVar
 
 import numpy as np
 import torch
+from numpy.exceptions import DTypePromotionError
 from scipy import stats
 from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils import check_array, check_random_state
@@ -21,6 +22,7 @@ from sksvae.likelihoods import get_likelihood
 from sksvae.likelihoods.base import Likelihood
 from sksvae.objective import Rows, StructuredVAE
 from sksvae.persistence import Architecture, model_from_arrays, model_to_arrays
+from sksvae.sequences.forms import not_numbers
 
 CHUNK = 4096  # rows that are in memory at a time outside training
 GraphicalT = TypeVar("GraphicalT", bound=ConjugateModel)
@@ -56,13 +58,11 @@ class FittedMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
         try:
             # One layout, so that a DataFrame and its array give equal sums to the bit.
             return validate_data(self, X, reset=reset, dtype=dtype, order="C", **options)
-        except ValueError as error:
-            if "could not convert" not in str(error):
+        except (ValueError, DTypePromotionError) as error:
+            clearer = not_numbers(error)
+            if clearer is None:
                 raise
-            raise ValueError(
-                f"X must hold numbers, but {error}. Encode text and categories as numbers, or "
-                "leave them out."
-            ) from error
+            raise clearer from error
 
     def _check_reach(self, X: np.ndarray, rows: Rows, numbers: Sequence[int]) -> None:
         """Squares of what the encoder sees must not overflow, times the largest precision.

@@ -69,8 +69,8 @@ class Likelihood(ABC):
         row, column = np.argwhere(offending)[0]
         raise ValueError(
             f"X has {offending.sum()} value(s) that likelihood={self.name!r} cannot model, such as "
-            f"{X[row, column]} in row {row}, column {column}. {self!r} takes {self.domain}, or "
-            f"NaN for a missing value. {_who_accepts(X)}"
+            f"{X[row, column]} in row {row}, column {column}. {self!r} takes {self.domain}; "
+            f"estimators of sequences take NaN for a missing value, too. {_who_accepts(X)}"
         )
 
     @abstractmethod

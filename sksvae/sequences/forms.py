@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
+from numpy.exceptions import DTypePromotionError
 from numpy.typing import ArrayLike
 from sklearn.utils import check_array
 
@@ -282,10 +283,25 @@ def _checked_table(X: Any) -> np.ndarray:
         return check_array(
             X, dtype=[np.float64, np.float32], ensure_all_finite="allow-nan", input_name="X"
         )
-    except ValueError as error:
-        if "could not convert" not in str(error):
+    except (ValueError, DTypePromotionError) as error:
+        clearer = not_numbers(error)
+        if clearer is None:
             raise
-        raise ValueError(f"X must hold numbers, but {error}.") from error
+        raise clearer from error
+
+
+def not_numbers(error: Exception) -> ValueError | None:
+    """Clearer error, if X could not be made an array because it holds something else."""
+    if isinstance(error, DTypePromotionError):
+        what = "it has columns whose types do not go together, such as dates and numbers"
+    elif "could not convert" in str(error):
+        what = str(error)
+    else:
+        return None
+    return ValueError(
+        f"X must hold numbers, but {what}. Encode text, categories and dates as numbers, or leave "
+        "them out."
+    )
 
 
 def _decided(

@@ -135,7 +135,10 @@ def sequence_ids(table: Any, form: str, groups: ArrayLike | None) -> tuple[np.nd
     # As objects: NumPy would make text of a list of numbers and text, and of None and NaN in it.
     ids = np.asarray(groups, dtype=None if hasattr(groups, "dtype") else object)
     if ids.ndim != 1:
-        raise ValueError(f"groups must have one dimension, got {ids.ndim}.")
+        raise ValueError(
+            "groups must have one dimension, with the id of the sequence of each row, got "
+            f"{ids.ndim}. Of a table with a column of ids, pass that column: groups=table['id']."
+        )
     return ids, "groups"
 
 
