@@ -56,6 +56,10 @@ BAD_TABLES = {
         pd.DataFrame({"size": [1.0, 2.0], "colour": pd.Categorical(["red", "blue"])}),
         "X must hold numbers, but .*'red'.* Encode",
     ),
+    "date column": (
+        pd.DataFrame({"size": [1.0, 2.0], "day": pd.date_range("2020", periods=2)}),
+        "X must hold numbers, but .* such as dates .* Encode",
+    ),
 }
 
 

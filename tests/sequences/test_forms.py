@@ -364,8 +364,8 @@ def test_rows_must_be_a_choice():
 BAD_GROUPS = {
     "too few": ([1, 2], "groups must have one id per row of X, got 2 ids for 6 rows"),
     "too many": (np.ones(7), "groups must have one id per row of X, got 7 ids for 6 rows"),
-    "2-D": (np.ones((6, 1)), "groups must have one dimension, got 2"),
-    "a name": ("subject", "groups must have one dimension, got 0"),
+    "2-D": (np.ones((6, 1)), "groups must have one dimension, .*, got 2. .* pass that column"),
+    "a name": ("subject", "groups must have one dimension, .*, got 0. .* pass that column"),
     "NaN": (np.array([1, 1, NAN, 2, 2, NAN]), "groups has no id for 2 of 6 rows, .* row 2"),
     "None": (["a", None, "a", "b", "b", "b"], "groups has no id for 1 of 6 rows, .* row 1"),
     "NaN and text": (["a", "a", "b", "b", "b", NAN], "groups has no id for 1 of 6 .* row 5"),
@@ -412,3 +412,9 @@ def test_missing_ids_in_the_index():
 def test_groups_are_for_tables_alone(X, message):
     with pytest.raises(ValueError, match=f"groups must be None here: {message}"):
         read_sequences(X, groups=IDS)
+
+
+def test_a_column_of_dates_is_named_as_such():
+    table = pd.DataFrame({"x": [1.0, 2.0], "day": pd.date_range("2020", periods=2)})
+    with pytest.raises(ValueError, match=r"X must hold numbers, but .* such as dates .* Encode"):
+        read_sequences(table)
