@@ -48,12 +48,12 @@ class SVAELinearDynamics(DynamicsFit, LinearPredictions):
         Most steps of a window in training; longer sequences are cut. After training, sequences
         are never cut.
     transition_precision_prior : float or None, default=None
-        Pseudo-count of steps behind the prior mean of ``[A b]``, which is zero; ``None``: of 1, 0.1
-        and 0.01 the one with the best bound before the networks are trained.
+        Pseudo-count of steps behind the prior mean of ``[A b]``, which is zero; ``None``: of 1,
+        0.1, 0.01 and 0.001 the one with the best bound before the networks are trained.
     noise_covariance_prior : float, array-like or None, default=None
         Scale matrix of the inverse Wishart over ``Q``, of shape (latent_dim, latent_dim), or what
-        to multiply the identity by; ``None``: 0.1, or 0.01 with the last of these counts. Latents
-        have about unit variance.
+        to multiply the identity by; ``None``: 0.1, or 0.01 and 0.0001 with the last two of these
+        counts. Latents have about unit variance.
     degrees_of_freedom_prior : float or None, default=None
         Degrees of freedom of both inverse Wisharts, above ``latent_dim - 1``; ``None`` means
         ``latent_dim + 2``.

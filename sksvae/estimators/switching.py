@@ -61,11 +61,11 @@ class SVAESwitchingLDS(DynamicsFit, StatePredictions):
         Most steps of a window in training; longer sequences are cut.
     transition_precision_prior : float or None, default=None
         Pseudo-count of steps behind the prior mean of ``[A_k b_k]``, which is zero; ``None``: of 1,
-        0.1 and 0.01 the one with the best bound before states and networks are trained.
+        0.1, 0.01 and 0.001 the one with the best bound before states and networks are trained.
     noise_covariance_prior : float, array-like or None, default=None
         Scale matrix of the inverse Wishart over ``Q_k``, of shape (latent_dim, latent_dim), or what
-        to multiply the identity by; ``None``: 0.1, or 0.01 with the last of these counts. Latents
-        have about unit variance.
+        to multiply the identity by; ``None``: 0.1, or 0.01 and 0.0001 with the last two of these
+        counts. Latents have about unit variance.
     degrees_of_freedom_prior : float or None, default=None
         Degrees of freedom of the inverse Wisharts, above ``latent_dim - 1``; ``None`` means
         ``latent_dim + 2``.
