@@ -41,8 +41,6 @@ CLASSICAL = {
         "freq_seasonal": [{"period": 365.25 / 7, "harmonics": 4}],
     },
 }
-# Not told the season: a cycle of between two steps and two years, found from several starts.
-CYCLES = {"elnino": "local level", "co2": "local linear trend"}
 SVAE = {
     "elnino": {"latent_dim": 6, "sequence_length": 732},
     "co2": {"latent_dim": 10, "hidden_layer_sizes": (), "sequence_length": 2284},
@@ -115,11 +113,11 @@ def classical(x, name, autoregressive):
 
 
 def cyclic(x, name):
-    """Best likelihood over starts of the period, which has many local maxima."""
+    """Stochastic cycle of two steps to two years: the best likelihood over starts of its period."""
     longest = 2 * PERIODS[name]
     model = UnobservedComponents(
         x,
-        level=CYCLES[name],
+        level=CLASSICAL[name]["level"],
         cycle=True,
         stochastic_cycle=True,
         damped_cycle=True,

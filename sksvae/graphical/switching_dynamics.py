@@ -371,26 +371,7 @@ class SwitchingDynamicsModel(ConjugateParts[ChainPosterior], SequenceModel):
         generator: torch.Generator,
         states: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Draw sequences from the dynamics with their point estimates.
-
-        Parameters
-        ----------
-        n_steps : int
-            Length of each sequence.
-        n_sequences : int
-            Number of sequences.
-        generator : torch.Generator
-            Source of randomness.
-        states : Tensor of int64 of shape (n_sequences, n_steps) or None, default=None
-            States, if they are given: then only latents are drawn.
-
-        Returns
-        -------
-        z : Tensor of shape (n_sequences, n_steps, latent_dim)
-            Latents.
-        states : Tensor of int64 of shape (n_sequences, n_steps)
-            States.
-        """
+        """Draw sequences with point estimates, under given states if any: see `draw_sequences`."""
         return draw_sequences(self.point_parameters(), n_steps, n_sequences, generator, states)
 
     def select(self, states: Tensor) -> "SwitchingDynamicsModel":
