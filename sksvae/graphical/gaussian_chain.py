@@ -21,51 +21,17 @@ References
    discrete representations", NeurIPS 2023, appendices D.1 and E.
 """
 
-import math
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
 from sksvae.expfam import MNIWNatural, MNIWStats, NIWNatural, NIWStats
-from sksvae.expfam.numerics import symmetrize
 from sksvae.graphical.api import ChainPosterior, Potentials
+from sksvae.graphical.transition_tables import ChainNatural, EnergyTable, NaturalTable
 from sksvae.inference import chain_moments, long_chain_moments
 from sksvae.inference.block_tridiagonal import ChainMethod
 
-_LOG_2PI = math.log(2 * math.pi)
 _LONG = 20_000  # steps that are worked on at a time where no gradient is needed
-
-
-class ChainNatural(NamedTuple):
-    """``E log p(z | theta) = h'z - z'Jz/2 + c`` of each sequence.
-
-    Parameters
-    ----------
-    precision_mean : Tensor of shape (n_sequences, n_steps, latent_dim)
-        ``h``.
-    diagonal : Tensor of shape (n_sequences, n_steps, latent_dim, latent_dim)
-        Blocks ``J_{t,t}``.
-    lower : Tensor of shape (n_sequences, n_steps - 1, latent_dim, latent_dim)
-        Blocks ``J_{t+1,t}``.
-    constant : Tensor of shape (n_sequences,)
-        ``c``.
-    """
-
-    precision_mean: Tensor
-    diagonal: Tensor
-    lower: Tensor
-    constant: Tensor
-
-    def times(self, points: Tensor) -> Tensor:
-        """``J x`` for ``x`` of shape (n_sequences, n_steps, latent_dim)."""
-        column = points.unsqueeze(-1)
-        product = self.diagonal @ column
-        below = self.lower @ column[:, :-1]
-        above = self.lower.mT @ column[:, 1:]
-        product = product + pad(below, (0, 0, 0, 0, 1, 0)) + pad(above, (0, 0, 0, 0, 0, 1))
-        return product.squeeze(-1)
 
 
 def clean_potentials(potentials: Potentials, mask: Tensor) -> Potentials:
@@ -175,27 +141,7 @@ def chain_natural(
     >>> chain.diagonal.flatten(), chain.lower.flatten()
     (tensor([2., 1.]), tensor([-1.]))
     """
-    dim = initial.precision.shape[-1]
-    # Only symmetric parts mean anything, and gradients have to be symmetric.
-    later, earlier = symmetrize(dynamics.precision), symmetrize(dynamics.quadratic)
-    blocks = torch.cat([symmetrize(initial.precision).unsqueeze(0), later, earlier[:, :dim, :dim]])
-    shifts = torch.cat(
-        [
-            initial.precision_mean.unsqueeze(0),
-            dynamics.precision_mean[:, :, dim],
-            -earlier[:, :dim, dim],
-        ]
-    )
-    # What a step is: the first, the later one of a transition, the earlier one of the next.
-    roles = torch.cat(
-        [starts.unsqueeze(-1), pad(moves, (0, 0, 1, 0)), pad(moves, (0, 0, 0, 1))], -1
-    )
-    diagonal = (roles @ blocks.flatten(1)).unflatten(-1, (dim, dim))
-    lower = (moves @ dynamics.precision_mean[:, :, :dim].neg().flatten(1)).unflatten(-1, (dim, dim))
-    start = initial.log_det_precision - initial.quadratic - dim * _LOG_2PI
-    move = dynamics.log_det_precision - earlier[:, dim, dim] - dim * _LOG_2PI
-    constant = 0.5 * (starts.sum(-1) * start + moves.sum(-2) @ move)
-    return ChainNatural(roles @ shifts, diagonal, lower, constant)
+    return NaturalTable.build(initial, dynamics).chain(starts, moves)
 
 
 def chain_posterior(
@@ -366,34 +312,4 @@ def transition_energies(posterior: ChainPosterior, dynamics: MNIWStats) -> Tenso
     >>> transition_energies(move, dynamics)
     tensor([[[-1.4189, -0.9189]]])
     """
-    mean, dim = posterior.mean, posterior.mean.shape[-1]
-    precision, quadratic = symmetrize(dynamics.precision), symmetrize(dynamics.quadratic)
-    regression = torch.linalg.solve(precision, dynamics.precision_mean)
-    doubt = quadratic - symmetrize(regression.mT @ dynamics.precision_mean)
-    y = pad(mean[:, :-1], (0, 1), value=1.0)
-    residual = mean[:, 1:].unsqueeze(-2) - (y @ regression.flatten(0, 1).mT).unflatten(
-        -1, regression.shape[:2]
-    )
-    square = torch.einsum("...ki,kij,...kj->...k", residual, precision, residual)
-    regressors = y.unsqueeze(-1) * y.unsqueeze(-2)
-    square = square + regressors.flatten(-2) @ doubt.flatten(1).mT
-    covariances = torch.cat(
-        [
-            part.flatten(-2)
-            for part in (
-                posterior.covariance[:, 1:],
-                posterior.covariance[:, :-1],
-                -2.0 * posterior.lag_covariance,
-            )
-        ],
-        -1,
-    )
-    weights = torch.cat(
-        [
-            part.flatten(1)
-            for part in (precision, quadratic[:, :dim, :dim], dynamics.precision_mean[:, :, :dim])
-        ],
-        -1,
-    )
-    square = square + covariances @ weights.mT
-    return 0.5 * (dynamics.log_det_precision - dim * _LOG_2PI - square)
+    return EnergyTable.build(dynamics).energies(posterior)

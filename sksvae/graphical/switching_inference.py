@@ -30,12 +30,11 @@ from torch.nn.functional import pad
 from sksvae.expfam import MNIWStats, NIWStats
 from sksvae.graphical.api import DEFAULT_SETTINGS, ChainPosterior, Potentials
 from sksvae.graphical.gaussian_chain import (
-    chain_natural,
     chain_posterior,
     chain_roles,
     clean_potentials,
-    transition_energies,
 )
+from sksvae.graphical.transition_tables import EnergyTable, NaturalTable
 from sksvae.inference import (
     FixedPoint,
     FixedPointSettings,
@@ -118,6 +117,10 @@ class SwitchingProblem(NamedTuple):
         ``E log pi_0``.
     log_transition : Tensor of shape (n_states, n_states)
         ``E log pi``: rows belong to the earlier step.
+    natural_table : NaturalTable
+        The statistics, arranged for q(z).
+    energy_table : EnergyTable
+        The statistics, arranged for q(k).
     """
 
     potentials: Potentials
@@ -126,6 +129,8 @@ class SwitchingProblem(NamedTuple):
     dynamics: MNIWStats
     log_initial: Tensor
     log_transition: Tensor
+    natural_table: NaturalTable
+    energy_table: EnergyTable
 
     @classmethod
     def build(
@@ -138,27 +143,36 @@ class SwitchingProblem(NamedTuple):
                 "mask must be true for the first steps of each sequence, without gaps: give each "
                 "sequence a row of its own."
             )
-        return cls(potentials, mask, NIWStats(*params[:4]), MNIWStats(*params[4:8]), *params[8:])
+        initial, dynamics = NIWStats(*params[:4]), MNIWStats(*params[4:8])
+        tables = NaturalTable.build(initial, dynamics), EnergyTable.build(dynamics)
+        return cls(potentials, mask, initial, dynamics, *params[8:], *tables)
 
     @property
     def n_states(self) -> int:
         """Number of states."""
         return self.log_initial.shape[0]
 
-    def fixed(self, rows: Tensor | None = None) -> "SwitchingProblem":
-        """Return the problem of some of the sequences, or of all, without gradients."""
+    @property
+    def requires_grad(self) -> bool:
+        """Whether anything does."""
+        parts = (part if isinstance(part, tuple) else (part,) for part in self)
+        return any(field.requires_grad for part in parts for field in part)
 
-        def some(field: Tensor) -> Tensor:
-            return field.detach() if rows is None else field.detach()[rows]
-
+    def fixed(self) -> "SwitchingProblem":
+        """Return the same problem without gradients."""
         return SwitchingProblem(
-            Potentials(*(some(field) for field in self.potentials)),
-            some(self.mask),
-            NIWStats(*(field.detach() for field in self.initial)),
-            MNIWStats(*(field.detach() for field in self.dynamics)),
-            self.log_initial.detach(),
-            self.log_transition.detach(),
+            *(
+                type(part)(*(field.detach() for field in part))
+                if isinstance(part, tuple)
+                else part.detach()
+                for part in self
+            )
         )
+
+    def take(self, rows: Tensor) -> "SwitchingProblem":
+        """Return the problem of some of the sequences."""
+        potentials = Potentials(*(field[rows] for field in self.potentials))
+        return self._replace(potentials=potentials, mask=self.mask[rows])
 
     def gaussian(
         self, states: Tensor, noise: Tensor | None = None, method: ChainMethod = "auto"
@@ -166,12 +180,12 @@ class SwitchingProblem(NamedTuple):
         """Compute q(z) from weights of the states, of shape (n_sequences, n_steps, n_states)."""
         starts, moves = chain_roles(self.mask)
         weights = torch.where(moves.unsqueeze(-1), states[:, 1:], 0.0)
-        natural = chain_natural(self.initial, self.dynamics, starts.to(states.dtype), weights)
+        natural = self.natural_table.chain(starts.to(states.dtype), weights)
         return chain_posterior(self.potentials, natural, self.mask, noise, method)
 
     def energies(self, posterior: ChainPosterior) -> Tensor:
         """``E_t(k)``, of shape (n_sequences, n_steps, n_states)."""
-        energies = transition_energies(posterior, self.dynamics)
+        energies = self.energy_table.energies(posterior)
         energies = torch.where(self.mask[:, 1:].unsqueeze(-1), energies, 0.0)
         return pad(energies, (0, 0, 1, 0))
 
@@ -222,14 +236,17 @@ def infer_switching(
     fixed = problem.fixed()
 
     def update(states: Tensor, rows: Tensor | None) -> Tensor:
-        return (fixed if rows is None else fixed.fixed(rows)).next_states(states, method)
+        return (fixed if rows is None else fixed.take(rows)).next_states(states, method)
 
     end = solve_fixed_point(update, start, settings.max_updates, settings.tol)
-    point, differentiate = end.point, torch.is_grad_enabled()
+    point, differentiate = end.point, torch.is_grad_enabled() and problem.requires_grad
     if differentiate and settings.gradient == "unrolled":
         point, differentiate = start, False
         for _ in range(int(end.n_updates.max())):
             point = problem.next_states(point, method)
+    if differentiate:
+        # Its gradient is not wanted, but products with that of the energies in it are.
+        point.requires_grad_()
     energies = problem.energies(problem.gaussian(point, method=method))
     discrete = problem.discrete(energies, want_messages=differentiate)
     states = discrete.marginals
@@ -239,7 +256,7 @@ def infer_switching(
             # They were asked for.
             return markov_fisher(discrete.messages, v, rows=rows)  # type: ignore[arg-type]
 
-        curvature = _Curvature(fixed, point, method)
+        curvature = _Curvature(fixed, point, energies, method)
         states = attach_implicit_gradient(states, end, fisher, curvature, settings)
     gaussian = problem.gaussian(states, noise, method)
     local_kl = gaussian.local_kl + (states * energies).sum((-2, -1)) - discrete.log_normalizer
@@ -292,27 +309,32 @@ def _posterior(
 class _Curvature:
     """Products with ``S = Theta F_z Theta'`` at given states.
 
-    The graph of ``mu -> E`` is built when first needed, and once more when no more than a quarter
-    of its sequences are left; a new graph takes about the time of a product.
+    They go through the graph of ``mu -> E`` of all sequences; one of those that are left is built
+    once they are no more than a quarter, for about the time of a product.
     """
 
-    def __init__(self, problem: SwitchingProblem, point: Tensor, method: ChainMethod) -> None:
-        self.problem, self.point, self.method = problem, point, method
-        self.rows: Tensor | None = None
+    def __init__(
+        self, problem: SwitchingProblem, point: Tensor, energies: Tensor, method: ChainMethod
+    ) -> None:
+        self.problem, self.point, self.method = problem, point.detach(), method
+        self.rows = torch.arange(len(point), device=point.device)
+        self.leaf, self.energies = point, energies
 
     def __call__(self, v: Tensor, rows: Tensor | None) -> Tensor:
         if rows is None:
-            rows = torch.arange(len(self.point), device=v.device)
-        if self.rows is None or 4 * len(rows) <= len(self.rows):
+            return self._product(v)
+        if 4 * len(rows) <= len(self.rows):
             self._build(rows)
         # Rows are in order.
-        places = torch.searchsorted(self.rows, rows)  # type: ignore[arg-type]
-        cotangent = v.new_zeros(self.leaf.shape).index_copy_(0, places, v)
-        (product,) = torch.autograd.grad(self.energies, self.leaf, cotangent, retain_graph=True)
-        return product[places]
+        places = torch.searchsorted(self.rows, rows)
+        return self._product(v.new_zeros(self.leaf.shape).index_copy_(0, places, v))[places]
+
+    def _product(self, v: Tensor) -> Tensor:
+        (product,) = torch.autograd.grad(self.energies, self.leaf, v, retain_graph=True)
+        return product
 
     @torch.enable_grad()
     def _build(self, rows: Tensor) -> None:
-        problem = self.problem.fixed(rows)
+        problem = self.problem.take(rows)
         self.rows, self.leaf = rows, self.point[rows].requires_grad_()
         self.energies = problem.energies(problem.gaussian(self.leaf, method=self.method))

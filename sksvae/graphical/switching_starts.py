@@ -126,8 +126,8 @@ def filter_states(problem: SwitchingProblem) -> Tensor:
     >>> initial = NIWStats(one, none, none.sum(), none.sum())
     >>> log_pi = torch.tensor([[0.9, 0.1], [0.1, 0.9]]).log()
     >>> x = torch.tensor([0.0, 1.0, 2.0, 1.0]).view(1, 4, 1)
-    >>> problem = SwitchingProblem(
-    ...     Potentials(9 * x, 9 + 0 * x), x.squeeze(-1) >= 0, initial, dynamics, log_pi[0], log_pi)
+    >>> problem = SwitchingProblem.build(
+    ...     Potentials(9 * x, 9 + 0 * x), (*initial, *dynamics, log_pi[0], log_pi), x[..., 0] >= 0)
     >>> filter_states(problem).argmax(-1)
     tensor([[0, 0, 0, 1]])
     """

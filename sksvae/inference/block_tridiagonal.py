@@ -35,13 +35,10 @@ import torch
 from torch import Tensor
 
 from sksvae.expfam.numerics import symmetrize
+from sksvae.inference.banded_elimination import Banded, banded_pays
+from sksvae.inference.cyclic_reduction import CyclicReduction
 from sksvae.inference.derivatives import differentiated_once
-from sksvae.inference.elimination_orders import (
-    CyclicReduction,
-    EliminationOrder,
-    Restored,
-    Sequential,
-)
+from sksvae.inference.elimination_orders import EliminationOrder, Factors, Sequential
 
 ChainMethod = Literal["auto", "sequential", "parallel"]
 
@@ -135,6 +132,8 @@ def chain_moments(
     if noise is None:
         noise = precision_mean.new_zeros(0, *precision_mean.shape)
     n_present: Tensor | int = n_steps
+    if mask is not None and mask.all():
+        mask = None
     if mask is not None:
         precision_mean, diagonal, lower, noise = _decouple_absent(
             precision_mean, diagonal, lower, noise, mask
@@ -142,7 +141,7 @@ def chain_moments(
         # A count of integers would turn the constants, and what they are added to, into float32.
         n_present = mask.sum(-1, dtype=precision_mean.dtype)
     n_chains = batch_shape.numel()
-    order = _choose_order(method, n_chains, n_steps, dim, precision_mean.device)
+    order = _choose_order(method, n_chains, precision_mean)
     half_quadratic, mean, covariance, lag, draws = _Chain.apply(
         order,
         precision_mean.reshape(n_chains, n_steps, dim),
@@ -196,21 +195,20 @@ def _decouple_absent(
     )
 
 
-def _choose_order(
-    method: ChainMethod, n_chains: int, n_steps: int, dim: int, device: torch.device
-) -> type[EliminationOrder]:
+def _choose_order(method: ChainMethod, n_chains: int, like: Tensor) -> type[EliminationOrder]:
+    n_steps, dim = like.shape[-2:]
     if method == "auto":
         # Time of sequential / parallel on one CPU thread in float64, forward and with gradients:
         # 0.9 and 1.1 for one chain of 100 steps with D = 4; at T = 250 it is 1.4 and 2.0 for one
         # with D = 2, 1.4 and 1.6 at B D^2 = 128, 0.7 to 0.9 at 1024; at T = 800 it is 1.1 and 1.3
         # at 392, 0.9 and 1.0 at 800. Accelerators wait for every step.
-        cheap = device.type != "cpu" or n_chains * dim**2 <= 512
+        cheap = like.device.type != "cpu" or n_chains * dim**2 <= 512
         latency_counts = cheap and n_steps > 120
         method = "parallel" if latency_counts else "sequential"
     if method == "parallel":
         return CyclicReduction
     if method == "sequential":
-        return Sequential
+        return Banded if banded_pays(n_chains, dim, like.dtype, like.device) else Sequential
     raise ValueError(f"method must be 'auto', 'sequential' or 'parallel', got {method!r}.")
 
 
@@ -222,7 +220,7 @@ class _Chain(torch.autograd.Function):
         ctx: Any, order: type[EliminationOrder], h: Tensor, P: Tensor, L: Tensor, noise: Tensor
     ) -> tuple[Tensor, ...]:
         ctx.set_materialize_grads(False)
-        factor, whitened, info = order.eliminate(
+        factor, whitened, info, band = order.eliminate(
             P.transpose(0, 1), L.transpose(0, 1), h.transpose(0, 1)
         )
         whitened_h = whitened[..., -1:]
@@ -232,17 +230,17 @@ class _Chain(torch.autograd.Function):
 
         eye = torch.eye(h.shape[-1], dtype=h.dtype, device=h.device)
         root = torch.linalg.solve_triangular(factor, eye.expand_as(factor), upper=False)
-        gain, center = root.mT @ whitened[..., :-1], root.mT @ whitened_h
+        factors = Factors(root, root.mT @ whitened[..., :-1], band)
+        covariance, cross = order.covariances(factors.gain, root.mT @ root)
         noise = order.to_elimination(noise.permute(2, 1, 3, 0))
-        base = torch.cat((center, center + root.mT @ noise), -1)
-        restored = order.restore(gain, root.mT @ root, base)
+        u = order.substitute_back(factors, torch.cat((whitened_h, whitened_h + noise), -1))
 
-        V, u = restored.covariance.transpose(0, 1), restored.solution
+        V = covariance.transpose(0, 1)
         mean = u[..., 0].transpose(0, 1).contiguous()
         draws = u[..., 1:].permute(3, 1, 0, 2).contiguous()
-        lag = order.lag(restored.cross).transpose(0, 1)
+        lag = order.lag(cross).transpose(0, 1)
         ctx.order = order
-        ctx.save_for_backward(root, gain, center, noise, u, restored.cross, mean, V, lag)
+        ctx.save_for_backward(*factors, whitened_h, noise, u, cross, mean, V, lag)
         return log_normalizer, mean, V, lag, draws
 
     @staticmethod
@@ -266,7 +264,7 @@ def _adjoint(
     """Cotangents of ``h``, ``J`` and the noise, from those of all outputs."""
     g_h = g_P = g_L = g_noise = None
     if any(g is not None for g in g_moments):
-        draws_shape = (saved[3].shape[-1], *mean.shape)
+        draws_shape = (saved[4].shape[-1], *mean.shape)
         shapes = (mean.shape, V.shape, lag.shape, draws_shape)
         g_mean, g_V, g_lag, g_draws = (
             mean.new_zeros(shape) if g is None else g
@@ -309,22 +307,27 @@ def _moments_adjoint(
     and for the noise ``y = W' e`` of a draw, ``dC = C Phi(W dS W')`` where ``Phi`` takes the lower
     triangle and half of the diagonal.
     """
-    root, gain, center, noise, u, cross = saved
-    g_gain, g_inverse, g_base = order.restore_adjoint(gain, Restored(V, u, cross), g_V, g_lag, g_u)
-    g_noise = root @ g_base[..., 1:]
-    phi = (noise @ g_noise.mT).tril_()
+    root, gain, band, whitened_h, noise, u, cross = saved
+    factors = Factors(root, gain, band)
+    g_gain, g_inverse = order.covariances_adjoint(gain, V, cross, g_V, g_lag)
+    g_whitened = order.substitute_forward(factors, g_u)
+    g_whitened_h = g_whitened.sum(-1, keepdim=True)
+    phi = (noise @ g_whitened[..., 1:].mT).tril_()
     phi.diagonal(dim1=-2, dim2=-1).mul_(0.5)
-    inverse = root.mT @ root
-    g_couplings = inverse @ g_gain
-    g_vector = inverse @ g_base.sum(-1, keepdim=True)
-    g_pivot = root.mT @ (root @ g_inverse @ root.mT + phi) @ root
+    phi += root @ g_inverse @ root.mT
+    phi += g_whitened_h @ whitened_h.mT
+    transposed = root.mT.contiguous()
+    g_couplings = root @ g_gain
+    g_couplings -= g_whitened @ order.neighbours(u).mT
+    g_couplings = transposed @ g_couplings
+    g_pivot = transposed @ phi @ root
     g_pivot += g_couplings @ gain.mT
-    g_pivot += g_vector @ center.mT
-    g_P, g_L, g_h = order.eliminate_adjoint(
-        gain, center, -symmetrize(g_pivot), g_couplings, g_vector
+    g_h = order.substitute_back(factors, g_whitened_h)
+    g_P, g_L = order.eliminate_adjoint(
+        gain, transposed @ whitened_h, -symmetrize(g_pivot), g_couplings, g_h
     )
-    g_noise = order.to_time(g_noise).permute(3, 1, 0, 2)
-    return g_h.transpose(0, 1), g_P.transpose(0, 1), g_L.transpose(0, 1), g_noise
+    g_noise = order.to_time(g_whitened[..., 1:]).permute(3, 1, 0, 2)
+    return g_h.squeeze(-1).transpose(0, 1), g_P.transpose(0, 1), g_L.transpose(0, 1), g_noise
 
 
 def _check_elimination(info: Tensor, log_normalizer: Tensor) -> None:

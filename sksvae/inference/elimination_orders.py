@@ -1,27 +1,28 @@
 # SPDX-License-Identifier: BSD-3-Clause
-r"""Two orders in which to eliminate the steps of a block tridiagonal system.
+r"""Orders in which to eliminate the steps of a block tridiagonal system, and the first of them.
 
 Eliminating a step ``e`` with neighbours ``n`` is one column of a block Cholesky factorisation.
 With its pivot ``S``, its couplings ``N = J_{e,n}`` and its vector ``h``, it leaves to them ::
 
-    J_nn <- J_nn - N' S^-1 N,    h_n <- h_n - N' S^-1 h,
+    J_nn <- J_nn - N' S^-1 N,    h_n <- h_n - N' S^-1 h.
 
-and, given its neighbours, ``z_e = c - K z_n + noise`` with ``K = S^-1 N``, ``c = S^-1 h`` and noise
-covariance ``S^-1``. Restoring it, once its neighbours are known, is therefore ::
+The column holds the Cholesky factor ``C`` of the pivot and ``W = C^-1 N``. Together the columns are
+a triangular matrix ``L`` with ``L L' = J``, and ``w = L^-1 h``. With ``K = S^-1 N`` follow ::
 
-    Cov(z_e, z_n) = E = -K V_n,    V_e = S^-1 - E K',    u_e = base_e - K u_n,
+    Cov(z_e, z_n) = E = -K V_n,    V_e = S^-1 - E K',
 
-where ``u`` stands for any solution: the mean has ``base = c``, a draw ``c`` plus noise. Every
-pivot is a Schur complement of a positive definite matrix, and every ``V_e`` a sum of two positive
-ones.
+once the neighbours' covariances are known, and the solution ``u`` of ``L' u = w``, which is the
+mean, or a draw where noise is added to ``w``. Every pivot is a Schur complement of a positive
+definite matrix, and every ``V_e`` a sum of two positive ones.
 
 `Sequential` eliminates the first step, then the second, and so on: one neighbour, ``T`` stages.
-`CyclicReduction` eliminates the steps 0, 2, 4, ... at once, then every second one of the rest:
-up to two neighbours, ``log2(T)`` stages of batched work. Both offer the same four sweeps. What
-belongs to the elimination of a step (``S``, ``N``, ``C``, ``K``, ``c``, bases and ``E``) is in the
-order of elimination, everything else in the order of time. The axis of steps comes first, then a
-batch axis. All neighbours of a step together have ``M`` dimensions: ``M = D`` in the sequential
-order and ``M = 2 D`` in cyclic reduction.
+`sksvae.inference.banded_elimination.Banded` is the same order in LAPACK's routines for banded
+matrices, and `sksvae.inference.cyclic_reduction.CyclicReduction` eliminates the steps 0, 2, 4, ...
+at once, then every second one of the rest: up to two neighbours, ``log2(T)`` stages of batched
+work. All offer the same sweeps. What belongs to the elimination of a step (``S``, ``N``, ``C``,
+``K``, ``w`` and ``E``) is in the order of elimination, everything else in the order of time. The
+axis of steps comes first, then a batch axis. All neighbours of a step together have ``M``
+dimensions: ``M = D`` in the sequential order and ``M = 2 D`` in cyclic reduction.
 
 An adjoint sweep maps cotangents of a sweep's results to those of its inputs, the reverse-mode
 derivative written out: its cost is that of the sweep, it factorises nothing, and what is specific
@@ -33,8 +34,6 @@ from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
-
-from sksvae.inference.banded_cholesky import banded_cholesky, banded_pays
 
 
 class Eliminated(NamedTuple):
@@ -48,56 +47,71 @@ class Eliminated(NamedTuple):
         ``C^-1 [N, h]``.
     info : Tensor of shape (T, B)
         Nonzero where a pivot is not positive definite.
+    band : Tensor, optional
+        ``L`` as `Banded` stores it.
     """
 
     factor: Tensor
     whitened: Tensor
     info: Tensor
+    band: Tensor | None = None
 
 
-class Restored(NamedTuple):
-    """Covariances and solutions.
+class Factors(NamedTuple):
+    """What substitutions need of a factorisation.
 
     Parameters
     ----------
-    covariance : Tensor of shape (T, B, D, D)
-        Diagonal blocks of the inverse.
-    solution : Tensor of shape (T, B, D, n_columns)
-        Solutions, one per column.
-    cross : Tensor of shape (T, B, D, M)
-        ``Cov(z_e, z_n)`` of each step with its neighbours, in the order of elimination.
+    root : Tensor of shape (T, B, D, D)
+        ``C^-1``.
+    gain : Tensor of shape (T, B, D, M)
+        ``K``.
+    band : Tensor, optional
+        ``L`` as `Banded` stores it.
     """
 
-    covariance: Tensor
-    solution: Tensor
-    cross: Tensor
+    root: Tensor
+    gain: Tensor
+    band: Tensor | None
 
 
 class EliminationOrder(Protocol):
-    """What an order of elimination offers: two sweeps and the adjoint of each."""
+    """What an order of elimination offers: sweeps and their adjoints."""
 
     @staticmethod
     def eliminate(diagonal: Tensor, lower: Tensor, vector: Tensor) -> Eliminated:
         """Factorise the system with blocks ``diagonal`` and ``lower[t] = J_{t+1,t}``."""
 
     @staticmethod
-    def restore(gain: Tensor, inverse: Tensor, base: Tensor) -> Restored:
-        """Inverse blocks and solutions from ``K``, ``S^-1`` and the bases of the solutions."""
+    def substitute_back(factors: Factors, columns: Tensor) -> Tensor:
+        """Solve ``L' u = w`` for ``w`` of shape (T, B, D, n_columns)."""
 
     @staticmethod
-    def restore_adjoint(
-        gain: Tensor, restored: Restored, g_covariance: Tensor, g_lag: Tensor, g_solution: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Cotangents of ``gain``, ``inverse`` and ``base``."""
+    def substitute_forward(factors: Factors, columns: Tensor) -> Tensor:
+        """Solve ``L w = u`` for ``u`` of shape (T, B, D, n_columns)."""
+
+    @staticmethod
+    def covariances(gain: Tensor, inverse: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute ``V`` and ``E`` from ``K`` and ``S^-1``."""
+
+    @staticmethod
+    def covariances_adjoint(
+        gain: Tensor, covariance: Tensor, cross: Tensor, g_covariance: Tensor, g_lag: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Cotangents of ``K`` and ``S^-1``, from those of ``V`` and of the result of `lag`."""
+
+    @staticmethod
+    def neighbours(steps: Tensor) -> Tensor:
+        """What each step eliminated finds at its neighbours, of shape (T, B, M, n_columns)."""
 
     @staticmethod
     def eliminate_adjoint(
         gain: Tensor, center: Tensor, g_pivot: Tensor, g_couplings: Tensor, g_vector: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Cotangents of ``diagonal``, ``lower`` and ``vector``.
+    ) -> tuple[Tensor, Tensor]:
+        """Cotangents of ``diagonal`` and ``lower``.
 
-        ``center`` is ``c``; ``g_pivot``, ``g_couplings`` and ``g_vector`` are the cotangents of
-        ``S``, ``N`` and ``h`` that do not pass through the Schur complements.
+        ``center`` is ``S^-1 h``; ``g_pivot`` and ``g_couplings`` are the cotangents of ``S`` and
+        ``N`` that do not pass through the Schur complements, ``g_vector`` is that of ``vector``.
         """
 
     @staticmethod
@@ -110,7 +124,7 @@ class EliminationOrder(Protocol):
 
     @staticmethod
     def lag(cross: Tensor) -> Tensor:
-        """Return ``Cov(z_{t+1}, z_t)``, of shape (T - 1, B, D, D), from ``cross``."""
+        """Return ``Cov(z_{t+1}, z_t)``, of shape (T - 1, B, D, D), from ``E``."""
 
 
 class Sequential:
@@ -119,8 +133,6 @@ class Sequential:
     @staticmethod
     def eliminate(diagonal: Tensor, lower: Tensor, vector: Tensor) -> Eliminated:
         """Factorise, one step after the other."""
-        if banded_pays(diagonal):
-            return Eliminated(*banded_cholesky(diagonal, lower, vector))
         dim = vector.shape[-1]
         border = torch.cat((_pad_end(lower.mT), vector.unsqueeze(-1)), -1)
         pivots, borders = diagonal.clone().unbind(0), border.unbind(0)
@@ -138,59 +150,61 @@ class Sequential:
         return Eliminated(torch.stack(factors), torch.stack(whitened), torch.stack(infos))
 
     @staticmethod
-    def restore(gain: Tensor, inverse: Tensor, base: Tensor) -> Restored:
+    def substitute_back(factors: Factors, columns: Tensor) -> Tensor:
         """Sweep from the last step to the first."""
-        covariance, solution = torch.zeros_like(inverse[0]), torch.zeros_like(base[0])
-        rows = []
-        steps = zip(gain.flip(0), inverse.flip(0), base.flip(0), strict=True)
-        for K, S_inverse, u in steps:
-            negative_cross = K @ covariance
-            covariance = torch.baddbmm(S_inverse, negative_cross, K.mT)
-            solution = torch.baddbmm(u, K, solution, alpha=-1.0)
-            rows.append((covariance, solution, negative_cross))
-        covariances, solutions, negative = (torch.stack(r[::-1]) for r in zip(*rows, strict=True))
-        return Restored(covariances, solutions, negative.neg_())
+        base = factors.root.mT @ columns
+        solution, u = torch.empty_like(base), torch.zeros_like(base[0])
+        for K, own, out in _backwards(factors.gain, base, solution):
+            u = torch.baddbmm(own, K, u, alpha=-1.0, out=out)
+        return solution
 
     @staticmethod
-    def restore_adjoint(
-        gain: Tensor, restored: Restored, g_covariance: Tensor, g_lag: Tensor, g_solution: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def substitute_forward(factors: Factors, columns: Tensor) -> Tensor:
         """Sweep from the first step to the last."""
-        g_V, g_u = g_covariance[0], g_solution[0]
-        rows = []
-        for t, (K, g_E) in enumerate(zip(gain, _pad_end(g_lag.mT), strict=True)):
-            g_E = torch.baddbmm(g_E, g_V, K, alpha=-1.0)
-            rows.append((g_V, g_u, g_E))
-            if t + 1 < gain.shape[0]:
-                g_V = torch.baddbmm(g_covariance[t + 1], K.mT, g_E, alpha=-1.0)
-                g_u = torch.baddbmm(g_solution[t + 1], K.mT, g_u, alpha=-1.0)
-        g_inverse, g_base, g_cross = (torch.stack(r) for r in zip(*rows, strict=True))
-        g_gain = g_cross @ _pad_end(restored.covariance[1:]).mT
-        g_gain += g_base @ _pad_end(restored.solution[1:]).mT
-        g_gain += g_inverse.mT @ restored.cross
-        return g_gain.neg_(), g_inverse, g_base
+        passed = columns.clone(memory_format=torch.contiguous_format)
+        steps = passed.unbind(0)
+        for K, u, following in zip(_transposed(factors.gain[:-1]), steps, steps[1:], strict=False):
+            following.baddbmm_(K, u, alpha=-1.0)
+        return factors.root @ passed
+
+    @staticmethod
+    def covariances(gain: Tensor, inverse: Tensor) -> tuple[Tensor, Tensor]:
+        """Sweep from the last step to the first."""
+        covariance, products = _congruences(gain, inverse)
+        return covariance, products.neg_()
+
+    @staticmethod
+    def covariances_adjoint(
+        gain: Tensor, covariance: Tensor, cross: Tensor, g_covariance: Tensor, g_lag: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Sweep from the first step to the last."""
+        g_inverse = g_covariance.clone(memory_format=torch.contiguous_format)
+        g_cross = _pad_end(g_lag.mT)
+        steps = g_inverse.unbind(0)
+        rows = zip(gain.unbind(0), _transposed(gain), steps, g_cross.unbind(0), strict=True)
+        for t, (K, transposed, g_V, g_E) in enumerate(rows):
+            g_E.baddbmm_(g_V, K, alpha=-1.0)
+            if t + 1 < len(steps):
+                steps[t + 1].baddbmm_(transposed, g_E, alpha=-1.0)
+        g_gain = g_cross @ _pad_end(covariance[1:]).mT
+        g_gain += g_inverse.mT @ cross
+        return g_gain.neg_(), g_inverse
+
+    @staticmethod
+    def neighbours(steps: Tensor) -> Tensor:
+        """Return the following step of each."""
+        return _pad_end(steps[1:])
 
     @staticmethod
     def eliminate_adjoint(
         gain: Tensor, center: Tensor, g_pivot: Tensor, g_couplings: Tensor, g_vector: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor]:
         """Sweep from the last step to the first."""
-        # The cotangent of h needs no other: solve for it first.
-        g_h, rows = torch.zeros_like(g_vector[0]), []
-        for K, own in zip(gain.flip(0), g_vector.flip(0), strict=True):
-            g_h = torch.baddbmm(own, K, g_h, alpha=-1.0)
-            rows.append(g_h)
-        g_h_all = torch.stack(rows[::-1])
-        next_g_h = _pad_end(g_h_all[1:])
-        outer = center @ next_g_h.mT
+        outer = center @ _pad_end(g_vector[1:]).mT
         mixed = 0.5 * outer @ gain.mT
-        g_S, rows = torch.zeros_like(g_pivot[0]), []
-        for K, own in zip(gain.flip(0), (g_pivot + mixed + mixed.mT).flip(0), strict=True):
-            g_S = torch.baddbmm(own, K @ g_S, K.mT)
-            rows.append(g_S)
-        g_diagonal = torch.stack(rows[::-1])
-        g_N = g_couplings - outer - 2.0 * (gain @ _pad_end(g_diagonal[1:]))
-        return g_diagonal, g_N[:-1].mT, g_h_all.squeeze(-1)
+        g_diagonal, products = _congruences(gain, g_pivot + mixed + mixed.mT)
+        g_N = g_couplings - outer - 2.0 * products
+        return g_diagonal, g_N[:-1].mT
 
     @staticmethod
     def to_elimination(steps: Tensor) -> Tensor:
@@ -208,190 +222,26 @@ class Sequential:
         return cross[:-1].mT
 
 
-class CyclicReduction:
-    """Every second step at once, starting with the first, until none is left."""
-
-    @staticmethod
-    def eliminate(diagonal: Tensor, lower: Tensor, vector: Tensor) -> Eliminated:
-        """Factorise, half of the remaining steps per stage."""
-        vector = vector.unsqueeze(-1)
-        width = 2 * vector.shape[-2]
-        levels = []
-        while n_steps := len(diagonal):
-            border = torch.cat((_to_couplings(lower, n_steps), vector[::2]), -1)
-            factor, info = torch.linalg.cholesky_ex(diagonal[::2])
-            white = torch.linalg.solve_triangular(factor, border, upper=False)
-            levels.append(Eliminated(factor, white, info))
-            product = white[..., :width].mT @ white
-            schur, lag = _scatter_blocks(product[..., :width], n_steps // 2)
-            diagonal = diagonal[1::2] - schur
-            lower = -0.5 * lag  # both triangles of the product were added
-            vector = vector[1::2] - _scatter_columns(product[..., width:], n_steps // 2)
-        return Eliminated(*(torch.cat(parts) for parts in zip(*levels, strict=True)))
-
-    @staticmethod
-    def restore(gain: Tensor, inverse: Tensor, base: Tensor) -> Restored:
-        """Sweep from the coarsest level to the finest."""
-        V, lag, u = inverse[:0], inverse[:0], base[:0]
-        crosses = []
-        for stage in reversed(_stages(len(gain))):
-            K = gain[stage.where]
-            negative_cross = K @ _gather_blocks(V, lag, stage.n_eliminated)
-            V = _interleave(inverse[stage.where] + negative_cross @ K.mT, V)
-            u = _interleave(base[stage.where] - K @ _gather_columns(u, stage.n_eliminated), u)
-            crosses.append(negative_cross.neg_())
-            lag = _from_couplings(crosses[-1], stage.n_kept)
-        return Restored(V, u, torch.cat(crosses[::-1]))
-
-    @staticmethod
-    def restore_adjoint(
-        gain: Tensor, restored: Restored, g_covariance: Tensor, g_lag: Tensor, g_solution: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Sweep from the finest level to the coarsest."""
-        V, u, cross = restored
-        stages = _stages(len(gain))
-        levels = []
-        for stage, coarser in zip(stages, [*stages[1:], None], strict=True):
-            K, n_eliminated, n_kept = gain[stage.where], stage.n_eliminated, stage.n_kept
-            # What the sweep knew at this level: the steps kept, and their lag-one covariances.
-            V, u = V[1::2], u[1::2]
-            lag = _from_couplings(cross[coarser.where], coarser.n_kept) if coarser else V[:0]
-            g_V, g_u = g_covariance[::2], g_solution[::2]
-            g_E = _to_couplings(g_lag, stage.n_eliminated + n_kept) - g_V @ K
-            g_K = g_E @ _gather_blocks(V, lag, n_eliminated).mT
-            g_K += g_u @ _gather_columns(u, n_eliminated).mT
-            g_K += g_V.mT @ cross[stage.where]
-            levels.append((g_K.neg_(), g_V, g_u))
-            passed, g_lag = _scatter_blocks(K.mT @ g_E, n_kept)
-            g_lag = g_lag.neg_()
-            g_covariance = g_covariance[1::2] - passed
-            g_solution = g_solution[1::2] - _scatter_columns(K.mT @ g_u, n_kept)
-        g_gain, g_inverse, g_base = (torch.cat(parts) for parts in zip(*levels, strict=True))
-        return g_gain, g_inverse, g_base
-
-    @staticmethod
-    def eliminate_adjoint(
-        gain: Tensor, center: Tensor, g_pivot: Tensor, g_couplings: Tensor, g_vector: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Sweep from the coarsest level to the finest."""
-        g_diagonal, g_lower, g_h = g_pivot[:0], g_pivot[:0], g_vector[:0]
-        for stage in reversed(_stages(len(gain))):
-            K, c = gain[stage.where], center[stage.where]
-            # Cotangents of what this stage subtracted from its neighbours.
-            blocks = _gather_blocks(g_diagonal, 0.5 * g_lower, stage.n_eliminated)
-            columns = _gather_columns(g_h, stage.n_eliminated)
-            image = K @ blocks + 0.5 * c @ columns.mT
-            column_image = K @ columns
-            g_S = g_pivot[stage.where] + image @ K.mT + 0.5 * column_image @ c.mT
-            g_N = g_couplings[stage.where] - 2.0 * image
-            g_diagonal = _interleave(g_S, g_diagonal)
-            g_lower = _from_couplings(g_N, stage.n_kept)
-            g_h = _interleave(g_vector[stage.where] - column_image, g_h)
-        return g_diagonal, g_lower, g_h.squeeze(-1)
-
-    @staticmethod
-    def to_elimination(steps: Tensor) -> Tensor:
-        """Put the levels one after the other, finest first."""
-        return torch.cat([steps[stage.steps] for stage in _stages(len(steps))])
-
-    @staticmethod
-    def to_time(steps: Tensor) -> Tensor:
-        """Merge the levels."""
-        ordered = torch.empty_like(steps)
-        for stage in _stages(len(steps)):
-            ordered[stage.steps] = steps[stage.where]
-        return ordered
-
-    @staticmethod
-    def lag(cross: Tensor) -> Tensor:
-        """Read from the finest level, where neighbours are one step apart."""
-        first = _stages(len(cross))[0]
-        return _from_couplings(cross[first.where], first.n_kept)
+def _congruences(gain: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
+    """``X_t = own_t + K_t X_{t+1} K_t'`` from the last step to the first, and ``K_t X_{t+1}``."""
+    result, products = torch.empty_like(own), torch.empty_like(gain)
+    X = torch.zeros_like(own[0])
+    for K, transposed, term, out, product in _backwards(
+        gain, gain.mT.contiguous(), own, result, products
+    ):
+        torch.bmm(K, X, out=product)
+        X = torch.baddbmm(term, product, transposed, out=out)
+    return result, products
 
 
-class _Stage(NamedTuple):
-    """One level of cyclic reduction."""
-
-    where: slice  # where its eliminated steps are, in the order of elimination
-    steps: slice  # which ones they are, in the order of time
-    n_eliminated: int
-    n_kept: int
+def _backwards(*steps: Tensor) -> zip:
+    """Steps of several tensors, from the last to the first."""
+    return zip(*(part.unbind(0)[::-1] for part in steps), strict=True)
 
 
-def _stages(n_steps: int) -> list[_Stage]:
-    """Levels of cyclic reduction, finest first."""
-    stages, start, stride = [], 0, 1
-    while n_steps:
-        n_eliminated = (n_steps + 1) // 2
-        where = slice(start, start + n_eliminated)
-        stages.append(
-            _Stage(where, slice(stride - 1, None, 2 * stride), n_eliminated, n_steps // 2)
-        )
-        start, stride, n_steps = start + n_eliminated, 2 * stride, n_steps // 2
-    return stages
-
-
-# The eliminated step i of a level stands between the kept steps i - 1, which the first one lacks,
-# and i, which the last one lacks if their number is odd. What is lacking is filled with zeros.
-
-
-def _interleave(eliminated: Tensor, kept: Tensor) -> Tensor:
-    """Put the steps of a level in the order of time."""
-    merged = eliminated.new_empty(len(eliminated) + len(kept), *eliminated.shape[1:])
-    merged[::2] = eliminated
-    merged[1::2] = kept
-    return merged
-
-
-def _to_couplings(lower: Tensor, n_steps: int) -> Tensor:
-    """Blocks ``[J_{e,left}, J_{e,right}]`` of each eliminated step, from ``J_{t+1,t}``."""
-    _, n_batch, dim, _ = lower.shape
-    couplings = lower.new_zeros((n_steps + 1) // 2, n_batch, dim, 2 * dim)
-    couplings[1:, ..., :dim] = lower[1::2]
-    couplings[: n_steps // 2, ..., dim:] = lower[::2].mT
-    return couplings
-
-
-def _from_couplings(couplings: Tensor, n_kept: int) -> Tensor:
-    """Inverse of `_to_couplings`."""
-    dim = couplings.shape[-2]
-    return _interleave(couplings[:n_kept, ..., dim:].mT, couplings[1:, ..., :dim])
-
-
-def _gather_blocks(diagonal: Tensor, lower: Tensor, n_eliminated: int) -> Tensor:
-    """Joint 2 D x 2 D block of the two neighbours of each eliminated step."""
-    n_kept, n_batch, dim, _ = diagonal.shape
-    joint = diagonal.new_zeros(n_eliminated, n_batch, 2 * dim, 2 * dim)
-    joint[1:, :, :dim, :dim] = diagonal[: n_eliminated - 1]
-    joint[:n_kept, :, dim:, dim:] = diagonal
-    joint[1:n_kept, :, dim:, :dim] = lower
-    joint[1:n_kept, :, :dim, dim:] = lower.mT
-    return joint
-
-
-def _scatter_blocks(joint: Tensor, n_kept: int) -> tuple[Tensor, Tensor]:
-    """Adjoint of `_gather_blocks`."""
-    dim = joint.shape[-1] // 2
-    diagonal = joint[:n_kept, :, dim:, dim:].clone()
-    diagonal[: len(joint) - 1] += joint[1:, :, :dim, :dim]
-    return diagonal, joint[1:n_kept, :, dim:, :dim] + joint[1:n_kept, :, :dim, dim:].mT
-
-
-def _gather_columns(columns: Tensor, n_eliminated: int) -> Tensor:
-    """Columns of the two neighbours of each eliminated step, one above the other."""
-    n_kept, n_batch, dim, n_columns = columns.shape
-    joint = columns.new_zeros(n_eliminated, n_batch, 2 * dim, n_columns)
-    joint[1:, :, :dim] = columns[: n_eliminated - 1]
-    joint[:n_kept, :, dim:] = columns
-    return joint
-
-
-def _scatter_columns(joint: Tensor, n_kept: int) -> Tensor:
-    """Adjoint of `_gather_columns`."""
-    dim = joint.shape[-2] // 2
-    columns = joint[:n_kept, :, dim:].clone()
-    columns[: len(joint) - 1] += joint[1:, :, :dim]
-    return columns
+def _transposed(gain: Tensor) -> tuple[Tensor, ...]:
+    # A copy: products of small transposed matrices take twice as long.
+    return gain.mT.contiguous().unbind(0)
 
 
 def _pad_end(steps: Tensor) -> Tensor:

@@ -226,7 +226,7 @@ class MarkovProblem(NamedTuple):
         *batch, n_steps, n_states = log_likelihood.shape
         n_chains = torch.Size(batch).numel()
         lengths = None
-        if mask is not None:
+        if mask is not None and not mask.all():
             log_likelihood = torch.where(mask.unsqueeze(-1), log_likelihood, 0.0)
             log_initial = torch.where(mask[..., :1], log_initial, 0.0)
             lengths = mask.sum(-1).reshape(n_chains)

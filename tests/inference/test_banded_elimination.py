@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from sksvae.inference import chain_moments
-from sksvae.inference.banded_cholesky import banded_cholesky, banded_pays
-from sksvae.inference.elimination_orders import Sequential
+from sksvae.inference.banded_elimination import Banded, banded_pays
+from sksvae.inference.elimination_orders import Factors, Sequential
 
 
 def chains(n_chains, n_steps, dim, dtype=torch.float64):
@@ -38,7 +38,7 @@ def dense(diagonal, lower):
 def test_it_is_the_dense_factor(shape):
     n_chains, n_steps, dim = shape
     diagonal, lower, vector = chains(*shape)
-    factor, whitened, info = banded_cholesky(diagonal, lower, vector)
+    factor, whitened, info, _ = Banded.eliminate(diagonal, lower, vector)
     L = torch.linalg.cholesky(dense(diagonal, lower))
     blocks = L.view(n_chains, n_steps, dim, n_steps, dim)
     h = vector.transpose(0, 1).reshape(n_chains, n_steps * dim, 1)
@@ -56,28 +56,42 @@ def test_it_is_the_dense_factor(shape):
     ("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-13)], ids=str
 )
 def test_it_is_elimination_step_by_step(dtype, tolerance):
-    few = chains(3, 30, 5, dtype)
-    # So many that the steps are taken one by one.
-    many = [part.repeat_interleave(100, dim=1) for part in few]
-    assert banded_pays(few[0])
-    assert not banded_pays(many[0])
-    wanted = Sequential.eliminate(*many)
-    for found, one_by_one in zip(banded_cholesky(*few), wanted, strict=True):
+    inputs = chains(3, 30, 5, dtype)
+    *wanted, _ = Sequential.eliminate(*inputs)
+    *all_found, band = Banded.eliminate(*inputs)
+    for found, one_by_one in zip(all_found, wanted, strict=True):
         assert found.dtype == one_by_one.dtype
-        torch.testing.assert_close(found, one_by_one[:, ::100], rtol=0, atol=tolerance)
+        torch.testing.assert_close(found, one_by_one, rtol=0, atol=tolerance)
+    root = torch.linalg.inv(wanted[0])
+    factors = Factors(root, root.mT @ wanted[1][..., :-1], band)
+    columns = torch.stack((inputs[2], inputs[2].flip(0)), -1)
+    for substitute in ("substitute_back", "substitute_forward"):
+        found, one_by_one = (
+            getattr(order, substitute)(factors, columns) for order in (Banded, Sequential)
+        )
+        assert found.dtype == one_by_one.dtype
+        torch.testing.assert_close(found, one_by_one, rtol=0, atol=tolerance)
+
+
+def test_it_is_for_small_batches_on_a_cpu():
+    cpu = torch.device("cpu")
+    assert banded_pays(3, 5, torch.float32, cpu)
+    assert not banded_pays(300, 5, torch.float32, cpu)
+    assert not banded_pays(3, 5, torch.float16, cpu)
+    assert not banded_pays(3, 5, torch.float32, torch.device("cuda"))
 
 
 def test_inputs_are_left_alone():
     inputs = chains(2, 4, 3)
     copies = [part.clone() for part in inputs]
-    banded_cholesky(*inputs)
+    Banded.eliminate(*inputs)
     assert all(map(torch.equal, inputs, copies))
 
 
 def test_a_pivot_that_is_not_positive_is_found_where_it_is():
     diagonal, lower, vector = chains(3, 6, 2)
     diagonal[4, 1] -= 100 * torch.eye(2, dtype=torch.float64)
-    _, _, info = banded_cholesky(diagonal, lower, vector)
+    _, _, info, _ = Banded.eliminate(diagonal, lower, vector)
     assert info.nonzero().tolist() == [[4, 1]]
 
 
