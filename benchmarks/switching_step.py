@@ -7,7 +7,8 @@ One JSON line per measurement, each in a process of its own::
 
 A size is a number of sequences. Data are drawn from switching dynamics, and q(theta) knows them
 well. Block updates and solver are limited as in training; a step begins them at the filter
-(``cold``) or where they ended in the last step (``warm``). ``chain`` is the order of elimination of
+(``cold``), with equal probabilities of all states (``uniform``), or where they ended in the last
+step (``warm``). ``chain`` is the order of elimination of
 Gaussian chains. ``step_ms`` is the median of the repeats, after one step that is always cold, and
 ``cpu_ms`` that of their processor time, which depends less on what else is running; ``peak_mb`` is
 what all steps added to the process at its peak, so that of ``warm`` is that of its first, cold
@@ -111,6 +112,10 @@ def measure(arguments):
     for _ in range(arguments.repeats + 1):
         if arguments.start == "cold":
             rows.memory.states = None
+        elif arguments.start == "uniform":
+            rows.memory.states = torch.full(
+                (len(rows), arguments.states), 1.0 / arguments.states, dtype=rows.observed.dtype
+            )
         begin, cpu_begin = time.perf_counter(), time.process_time()
         terms = trainer.step(rows, 0.01)
         times.append(time.perf_counter() - begin)

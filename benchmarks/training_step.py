@@ -18,7 +18,7 @@ import time
 import torch
 from block_tridiagonal import plain
 
-from sksvae.graphical import DynamicsPrior, LinearDynamicsModel, linear_dynamics
+from sksvae.graphical import DynamicsPrior, LinearDynamicsModel, gaussian_chain
 from sksvae.inference import ChainMoments, FixedPointSettings, chain_moments
 from sksvae.likelihoods import get_likelihood
 from sksvae.sequence_objective import SequenceRows, SequenceVAE
@@ -72,7 +72,7 @@ def main():
     times = {"ours": [], "plain": []}
     for _ in range(arguments.repeats + 1):
         for name, kernel in (("ours", chain_moments), ("plain", plain_moments)):
-            linear_dynamics.chain_moments = kernel
+            gaussian_chain.chain_moments = kernel
             start = time.perf_counter()
             trainer.step(rows, 0.01)
             times[name].append(time.perf_counter() - start)
