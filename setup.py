@@ -42,6 +42,7 @@ setup(
         "examples": EXAMPLES,
         "tests": [
             *EXAMPLES,
+            "dask[distributed]",
             "hypothesis",
             "import-linter",
             "mypy",

@@ -45,6 +45,18 @@ class Rows(NamedTuple):
         """Select rows by index."""
         return Rows(self.observed[rows], self.encoded[rows])
 
+    def share(self, rank: int, size: int, noise: Tensor) -> tuple["Rows | None", Tensor]:
+        """Rows of one process of several, None for none, and their part of the noise."""
+        mine = slice(len(self) * rank // size, len(self) * (rank + 1) // size)
+        return (self.take(mine) if mine.start < mine.stop else None), noise[:, mine]
+
+    def remembered(self, share: "Rows | None") -> list[Tensor]:
+        """What a process that had this share of the rows has to tell the others: nothing."""
+        return []
+
+    def remind(self, remembered: Sequence[Tensor]) -> None:
+        """Take in what all processes remember of the rows: nothing."""
+
     def parts(self, n_rows: int) -> Iterator["Rows"]:
         """All rows in order, at most so many at a time."""
         for start in range(0, len(self), n_rows):

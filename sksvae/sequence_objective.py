@@ -8,7 +8,7 @@ graphical model sees them padded to one length.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from sksvae.graphical import ChainPosterior, Potentials, SwitchingPosterior
-from sksvae.inference.block_tridiagonal import ChainMethod
+from sksvae.inference.block_tridiagonal import ChainMethod, automatic_method
 from sksvae.objective import ELBOTerms, StructuredVAE, control_variate
 
 
@@ -58,6 +58,9 @@ class SequenceRows(NamedTuple):
         Where in the memory each step has its row.
     uncut : Tensor of int or None, default=None
         Lengths of the sequences that windows in this order were cut from.
+    whole : tuple of int or None, default=None
+        Number of sequences and longest length of the minibatch of which these are a share. They
+        are padded as in the whole of it.
 
     Examples
     --------
@@ -78,6 +81,7 @@ class SequenceRows(NamedTuple):
     memory: StateMemory | None = None
     places: Tensor | None = None
     uncut: Tensor | None = None
+    whole: tuple[int, int] | None = None
 
     def __len__(self) -> int:
         return self.observed.shape[0]
@@ -113,12 +117,13 @@ class SequenceRows(NamedTuple):
     @property
     def latent_shape(self) -> tuple[int, ...]:
         """Leading shape of the latents: number of sequences and the longest length."""
-        return (self.lengths.shape[0], int(self.lengths.max()))
+        n_steps = int(self.lengths.max()) if self.whole is None else self.whole[1]
+        return (self.lengths.shape[0], n_steps)
 
     @property
     def mask(self) -> Tensor:
         """Which steps of the padded sequences exist, of shape (n_sequences, n_steps)."""
-        steps = torch.arange(int(self.lengths.max()), device=self.lengths.device)
+        steps = torch.arange(self.latent_shape[1], device=self.lengths.device)
         return steps < self.lengths.unsqueeze(-1)
 
     def take(self, sequences: Tensor) -> "SequenceRows":
@@ -130,6 +135,37 @@ class SequenceRows(NamedTuple):
         rows = shift + torch.arange(len(shift), device=shift.device)
         places = None if self.places is None else self.places[rows]
         return SequenceRows(self.observed[rows], self.encoded[rows], lengths, self.memory, places)
+
+    def share(self, rank: int, size: int, noise: Tensor) -> tuple["SequenceRows | None", Tensor]:
+        """Sequences of one process of several, None for none, and their part of the noise.
+
+        They are dealt from the longest to the shortest, so that each gets about as many steps.
+        """
+        mine = self.lengths.argsort(descending=True, stable=True)[rank::size]
+        if not len(mine):
+            return None, noise[:, mine]
+        observed, encoded, lengths, memory, places, *_ = self.take(mine)
+        whole = self.latent_shape
+        rows = SequenceRows(observed, encoded, lengths, memory, places, whole=whole)
+        return rows, noise[:, mine]
+
+    def remembered(self, share: "SequenceRows | None") -> list[Tensor]:
+        """What a process that had this share of the rows has to tell the others.
+
+        It is zero for what other processes have, so that sums are what all remember.
+        """
+        if share is self or self.memory is None or self.memory.states is None:
+            return []
+        states = self.memory.states[self.places]
+        if share is None:
+            return [torch.zeros_like(states)]
+        mine = torch.isin(self.places, share.places)
+        return [torch.where(mine.unsqueeze(-1), states, 0.0)]
+
+    def remind(self, remembered: Sequence[Tensor]) -> None:
+        """Take in what all processes remember of the rows."""
+        if remembered and self.memory is not None and self.memory.states is not None:
+            (self.memory.states[self.places],) = remembered
 
     def parts(self, n_rows: int) -> Iterator["SequenceRows"]:
         """All sequences in order, at most so many steps with padding at a time, or one sequence."""
@@ -196,7 +232,8 @@ class SequenceVAE(StructuredVAE):
             params,
             mask,
             noise,
-            settings=self.settings,
+            _method(rows, potentials),
+            self.settings,
             start=rows.recall(),
         )
         rows.remember(posterior)
@@ -206,6 +243,18 @@ class SequenceVAE(StructuredVAE):
         variance = variance.diagonal(dim1=-2, dim2=-1)
         reconstruction = reconstruction - control_variate(potentials, mean, variance, draws)
         return ELBOTerms(reconstruction.mean(0), posterior)
+
+
+def _method(rows: SequenceRows, potentials: Potentials) -> ChainMethod:
+    """How chains are inferred: those of a share as the whole minibatch would be.
+
+    In another order of elimination the same noise gives other draws.
+    """
+    if rows.whole is None:
+        return "auto"
+    return automatic_method(
+        *rows.whole, *potentials.precision.shape[1:], potentials.precision.device
+    )
 
 
 def padded(potentials: Potentials, mask: Tensor) -> Potentials:

@@ -6,11 +6,13 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import astuple, dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from sksvae.distributed import current_process
 from sksvae.objective import ELBOTerms, Rows, StructuredVAE
 
 
@@ -88,6 +90,15 @@ class EpochRecord:
     global_kl: float
     validation_bound: float = math.nan
 
+    def shifted(self, log_jacobian: float) -> "EpochRecord":
+        """Express it in other units of the rows."""
+        return replace(
+            self,
+            lower_bound=self.lower_bound + log_jacobian,
+            reconstruction=self.reconstruction + log_jacobian,
+            validation_bound=self.validation_bound + log_jacobian,
+        )
+
 
 class Trainer:
     """Takes training steps on a model and keeps what must survive between them.
@@ -115,6 +126,7 @@ class Trainer:
         self.n_rows = n_rows
         self.settings = settings
         self.generator = generator
+        self.process = current_process()
         groups = [
             {"params": list(parameters), "lr": rate, "initial_lr": rate}
             for parameters, rate in (
@@ -143,7 +155,7 @@ class Trainer:
         shape = (self.settings.n_draws, *rows.latent_shape, self.model.graphical.latent_dim)
         return torch.randn(shape, generator=self.generator, dtype=like.dtype, device=like.device)
 
-    def step(self, rows: Rows, step_size: float) -> ELBOTerms:
+    def step(self, rows: Rows, step_size: float) -> ELBOTerms | None:
         """Take one step on a minibatch.
 
         Parameters
@@ -155,39 +167,69 @@ class Trainer:
 
         Returns
         -------
-        ELBOTerms
-            The terms before the step.
+        ELBOTerms or None
+            The terms before the step, of the share of this process; None if it has none.
 
         Raises
         ------
         ValueError
             If a term of the objective is not finite, or inference or the step fails.
         """
-        settings, graphical = self.settings, self.model.graphical
+        graphical = self.model.graphical
         params = graphical.expected_params()
-        unbiased = settings.unbiased and settings.beta == 1.0 and settings.capacity == 0.0
-        inputs = params if unbiased else tuple(p.detach() for p in params)
-        with _inference_may_fail():
-            terms = self.model.elbo(rows, inputs, self.noise(rows))
-        _check_finite(terms)
-        local_kl = terms.posterior.local_kl.sum() / len(rows)
-        penalty = local_kl
-        if settings.beta != 1.0 or settings.capacity != 0.0:
-            penalty = settings.beta * (local_kl - settings.capacity).abs()
-        loss = penalty - terms.reconstruction.sum() / len(rows)
-        self.adam.zero_grad()
-        loss.backward()
+        share, noise = self.process.share(rows, self.noise(rows))
+        terms = failure = None
+        if share is not None:
+            inputs = params if self._unbiased else tuple(p.detach() for p in params)
+            try:
+                terms = self.model.elbo(share, inputs, noise)
+            except torch.linalg.LinAlgError as error:
+                failure = error
+        faults = _faults(terms, failure, self.model.link_location)
+        gradients = self._gradients(None if faults[:3].any() else terms, params, len(rows))
+        faults, *sums = self.process.sum([faults, *gradients, *rows.remembered(share)])
+        _check_faults(faults, failure)
+        for parameter in self.model.parameters():
+            parameter.grad = sums.pop(0)
+        gradient = [sums.pop(0) for _ in params]
+        rows.remind(sums)
         self.adam.step()
-        if unbiased:
-            gradient = [-self.n_rows * p.grad for p in params]
-        else:
-            scale = self.n_rows / len(rows)
-            gradient = [scale * s for s in graphical.total_stats(terms.posterior)]
         try:
             graphical.natural_step(gradient, step_size)
         except ValueError as error:
             raise _diverged(f"q(theta) cannot move, since {error}", _KL_ADVICE) from error
         return terms
+
+    @property
+    def _unbiased(self) -> bool:
+        settings = self.settings
+        return settings.unbiased and settings.beta == 1.0 and settings.capacity == 0.0
+
+    def _gradients(
+        self, terms: ELBOTerms | None, params: tuple[Tensor, ...], n_rows: int
+    ) -> list[Tensor]:
+        """What these terms add to the gradients: of the loss in the networks, then of q(theta).
+
+        The loss is a mean over ``n_rows`` rows; for q(theta) it is scaled to the whole data set.
+        Without terms there is nothing to add, but other processes may have some.
+        """
+        settings, weight = self.settings, 1.0
+        networks = list(self.model.parameters())
+        local_kl = networks[0].new_zeros(()) if terms is None else terms.posterior.local_kl.sum()
+        if settings.beta != 1.0 or settings.capacity != 0.0:
+            (total,) = self.process.sum([local_kl.detach()])
+            # The slope of beta |KL - capacity|.
+            weight = settings.beta * torch.sign(total / n_rows - settings.capacity)
+        if terms is None:
+            return [torch.zeros_like(p) for p in (*networks, *params)]
+        self.adam.zero_grad()
+        loss = weight * (local_kl / n_rows) - terms.reconstruction.sum() / n_rows
+        loss.backward()
+        of_networks = [_gradient(p) for p in networks]
+        if self._unbiased:
+            return of_networks + [-self.n_rows * _gradient(p) for p in params]
+        scale, stats = self.n_rows / n_rows, self.model.graphical.total_stats(terms.posterior)
+        return [*of_networks, *(scale * s for s in stats)]
 
     def pass_over(self, rows: Rows, fraction: float = 0.0, length: float = 0.0) -> EpochRecord:
         """Visit every row once, in random order.
@@ -216,10 +258,12 @@ class Trainer:
             batch = rows.take(chosen)
             share = len(batch) / self.n_rows
             terms = self.step(batch, min(1.0, self.settings.natural_rate * share))
-            reconstruction += float(terms.reconstruction.detach().sum())
-            local_kl += float(terms.posterior.local_kl.detach().sum())
+            if terms is not None:
+                reconstruction += float(terms.reconstruction.detach().sum())
+                local_kl += float(terms.posterior.local_kl.detach().sum())
         _check_networks(self.model)
-        reconstruction, local_kl = reconstruction / len(rows), local_kl / len(rows)
+        mine = torch.tensor([reconstruction, local_kl], dtype=torch.float64, device=device)
+        reconstruction, local_kl = (self.process.sum([mine])[0] / len(rows)).tolist()
         global_kl = float(self.model.graphical.prior_kl()) / self.n_rows
         return EpochRecord(
             reconstruction - local_kl - global_kl, reconstruction, local_kl, global_kl
@@ -265,12 +309,76 @@ class Plateau:
         return self.without_change >= self.n_iter_no_change
 
 
+@dataclass
+class Progress:
+    """Where the loop over epochs stands.
+
+    Parameters
+    ----------
+    plateau : Plateau
+        Has seen the bounds of the epochs.
+    validation_noise : Tensor or None
+        Standard normal numbers, the same for the validation rows of every epoch.
+    history : list of EpochRecord, optional
+        One record per epoch that is over.
+    best : float, optional
+        Highest bound of an epoch whose model may be kept.
+    best_model : pair of dict of str to Tensor or None, default=None
+        State of networks and graphical model in that epoch, if there are validation rows.
+    converged : bool, default=False
+        Whether the plateau is reached.
+    """
+
+    plateau: Plateau
+    validation_noise: Tensor | None
+    history: list[EpochRecord] = field(default_factory=list)
+    best: float = -math.inf
+    best_model: tuple[dict[str, Tensor], dict[str, Tensor]] | None = None
+    converged: bool = False
+
+    @classmethod
+    def begin(cls, trainer: Trainer, validation: Rows | None) -> "Progress":
+        """Before the first epoch."""
+        settings = trainer.settings
+        plateau = Plateau(settings.tol, settings.n_iter_no_change)
+        return cls(plateau, None if validation is None else trainer.noise(validation))
+
+    def state(self) -> dict[str, Any]:
+        """What `restore` needs, in tensors, numbers and lists that do not change any more."""
+        return {
+            "recent": list(self.plateau.recent),
+            "plateau": [self.plateau.best, self.plateau.without_change],
+            "validation_noise": self.validation_noise,
+            "history": [astuple(record) for record in self.history],
+            "best": self.best,
+            "best_model": self.best_model,
+            "converged": self.converged,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go back to a `state`."""
+        self.plateau.recent = deque(state["recent"], self.plateau.n_iter_no_change)
+        self.plateau.best, self.plateau.without_change = state["plateau"]
+        self.validation_noise = state["validation_noise"]
+        self.history[:] = [EpochRecord(*values) for values in state["history"]]
+        self.best, self.best_model = state["best"], state["best_model"]
+        self.converged = state["converged"]
+
+    def end(self, trainer: Trainer) -> None:
+        """Leave the best model on the validation rows, if there are any."""
+        if self.best_model is not None:
+            networks, graphical = self.best_model
+            trainer.model.load_state_dict(networks)
+            trainer.model.graphical = type(trainer.model.graphical).from_state(graphical)
+
+
 def run_training(
     trainer: Trainer,
     rows: Rows,
     validation: Rows | None,
     on_epoch_end: Callable[[int, EpochRecord], bool],
     on_epoch_begin: Callable[[int], bool] = lambda epoch: False,
+    progress: Progress | None = None,
 ) -> tuple[list[EpochRecord], bool]:
     """Train until the bound stops improving, the epochs run out or a callback says stop.
 
@@ -289,6 +397,8 @@ def run_training(
         Called with the number of the epoch; may change the graphical model. After a true answer,
         that more changes must come, the wait for convergence begins anew and the model of that
         epoch is not one to end with.
+    progress : Progress or None, default=None
+        Where to go on, and to keep where training stands; ``None``: from the beginning.
 
     Returns
     -------
@@ -298,35 +408,32 @@ def run_training(
         Whether training stopped because the bound no longer improved, or had been asked to.
     """
     settings = trainer.settings
-    history: list[EpochRecord] = []
-    plateau = Plateau(settings.tol, settings.n_iter_no_change)
-    best, best_model = -math.inf, None
-    validation_noise = None if validation is None else trainer.noise(validation)
-    for epoch in range(settings.max_iter):
+    if progress is None:
+        progress = Progress.begin(trainer, validation)
+    stop = False
+    while not (stop or progress.converged) and len(progress.history) < settings.max_iter:
+        epoch = len(progress.history)
         changing = on_epoch_begin(epoch)
         if changing:
-            plateau = Plateau(settings.tol, settings.n_iter_no_change)
+            progress.plateau = Plateau(settings.tol, settings.n_iter_no_change)
         record = trainer.pass_over(rows, epoch / settings.max_iter, 1 / settings.max_iter)
         judged = record.lower_bound
-        if validation is not None and validation_noise is not None:
-            judged = _mean_bound(trainer.model, validation, validation_noise) - record.global_kl
-            record = EpochRecord(**{**asdict(record), "validation_bound": judged})
-        history.append(record)
-        converged = plateau.reached(judged)
-        if judged > best and not changing:
-            best = judged
+        if validation is not None and progress.validation_noise is not None:
+            bound = _mean_bound(trainer.model, validation, progress.validation_noise)
+            judged = bound - record.global_kl
+            record = replace(record, validation_bound=judged)
+        progress.history.append(record)
+        progress.converged = progress.plateau.reached(judged)
+        if judged > progress.best and not changing:
+            progress.best = judged
             if validation is not None:
-                best_model = (
-                    copy.deepcopy(trainer.model.state_dict()),
+                progress.best_model = (
+                    copy.deepcopy(dict(trainer.model.state_dict())),
                     trainer.model.graphical.state(),
                 )
         stop = on_epoch_end(epoch, record)
-        if stop or converged:
-            break
-    if best_model is not None:
-        trainer.model.load_state_dict(best_model[0])
-        trainer.model.graphical = type(trainer.model.graphical).from_state(best_model[1])
-    return history, bool(stop) or converged
+    progress.end(trainer)
+    return progress.history, bool(stop) or progress.converged
 
 
 def _mean_bound(model: StructuredVAE, rows: Rows, noise: Tensor) -> float:
@@ -359,16 +466,40 @@ def _inference_may_fail() -> Iterator[None]:
         raise _diverged(f"local inference failed, since {error}", _KL_ADVICE) from error
 
 
-def _check_finite(terms: ELBOTerms) -> None:
-    for name, value, advice in (
-        ("reconstruction term E[log p(x|z)]", terms.reconstruction, _RECONSTRUCTION_ADVICE),
-        ("local KL term", terms.posterior.local_kl, _KL_ADVICE),
+def _gradient(value: Tensor) -> Tensor:
+    """What has been collected, zero where nothing depends on the value."""
+    return torch.zeros_like(value) if value.grad is None else value.grad
+
+
+def _faults(terms: ELBOTerms | None, failure: Exception | None, like: Tensor) -> Tensor:
+    """Count what is wrong: failures, values of the two terms that are not finite, and values."""
+    counts = [0.0 if failure is None else 1.0, 0.0, 0.0, 0.0, 0.0]
+    if terms is not None:
+        fields = terms.reconstruction.detach(), terms.posterior.local_kl.detach()
+        counts[1:3] = [float((~torch.isfinite(field)).sum()) for field in fields]
+        counts[3:] = [float(field.numel()) for field in fields]
+    return like.new_tensor(counts)
+
+
+def _check_faults(faults: Tensor, failure: Exception | None) -> None:
+    """Raise what `_faults` has found, in any of the processes."""
+    n_failures, bad_reconstruction, bad_kl, n_rows, n_items = faults.tolist()
+    if n_failures:
+        why = "in another process" if failure is None else f"since {failure}"
+        raise _diverged(f"local inference failed, {why}", _KL_ADVICE) from failure
+    for name, bad, n_values, advice in (
+        (
+            "reconstruction term E[log p(x|z)]",
+            bad_reconstruction,
+            n_rows,
+            _RECONSTRUCTION_ADVICE,
+        ),
+        ("local KL term", bad_kl, n_items, _KL_ADVICE),
     ):
-        bad = ~torch.isfinite(value)
-        if bad.any():
+        if bad:
             raise _diverged(
-                f"the {name} of the objective is not finite for {int(bad.sum())} of "
-                f"{value.numel()} rows of a minibatch",
+                f"the {name} of the objective is not finite for {bad:.0f} of {n_values:.0f} rows "
+                "of a minibatch",
                 advice,
             )
 

@@ -5,8 +5,10 @@ import importlib.util
 import re
 import sys
 import textwrap
+import threading
 from pathlib import Path
 
+import joblib
 import numpy as np
 import pytest
 import torch
@@ -71,6 +73,15 @@ def test_polars():
     ids = [groups[i] for i in sorted(np.unique(groups, return_index=True)[1])]
     for part, run in zip(found["by_parts"], ids, strict=True):
         assert_allclose(part, expected[groups == run], rtol=0)
+
+
+def test_parquet(tmp_path):
+    pytest.importorskip("pyarrow")
+    online = run_block("parquet", folder=tmp_path)["online"]
+    assert online.n_samples_seen_ == 5 * len(X)
+    assert list(online.feature_names_in_) == ["length", "width"]
+    assert len(online.lower_bounds_) == 15
+    assert online.lower_bounds_[-3:].mean() > online.lower_bounds_[:3].mean()
 
 
 # ---- ONNX ----
@@ -159,3 +170,51 @@ def test_dask(monkeypatch):
         VAE(dim, **QUICK).fit(X[45:]).score(X[:45]) for dim in here.cv_results_["param_latent_dim"]
     ]
     assert_allclose(here.cv_results_["split0_test_score"], expected, rtol=1e-6)
+    same_fit(found["vae"], VAE(n_init=3, **QUICK).fit(X))
+
+
+def same_fit(found, wanted):
+    assert found.lower_bound_ == wanted.lower_bound_
+    for name, value in wanted.model_state_.items():
+        assert np.array_equal(found.model_state_[name], value), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["loky", "threading"])
+def test_runs_do_not_depend_on_where_they_run(monkeypatch, backend):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    wide = np.random.default_rng(0).normal(size=(1500, 90))  # joblib maps a MB into memory
+    quick = QUICK | {"max_iter": 1, "n_init": 3}
+    wanted = VAE(2, **quick).fit(wide)
+    assert wanted.lower_bound_ != VAE(2, **quick | {"n_init": 1}).fit(wide).lower_bound_
+    with joblib.parallel_config(backend=backend, n_jobs=2):
+        same_fit(VAE(2, **quick).fit(wide), wanted)
+
+
+class Witness:
+    """A callback that notes in which thread each run ends, and stops at one of them."""
+
+    def __init__(self, last):
+        self.last, self.threads = last, []
+
+    def setup(self, estimator, context):
+        pass
+
+    def teardown(self, estimator, context):
+        pass
+
+    def on_fit_task_begin(self, estimator, context):
+        pass
+
+    def on_fit_task_end(self, estimator, context):
+        if context.task_name != "run":
+            return False
+        self.threads.append(threading.get_ident())
+        return context.task_id == self.last
+
+
+def test_runs_that_callbacks_watch_stay_in_turn():
+    witness = Witness(last=1)
+    with joblib.parallel_config(backend="threading", n_jobs=2):
+        VAE(2, n_init=3, **QUICK).set_callbacks(witness).fit(X)
+    assert witness.threads == [threading.get_ident()] * 2

@@ -1,16 +1,17 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """What the estimators share: validation, the stages of a fit, and everything after it."""
 
-import math
+import os
 import warnings
 from abc import ABCMeta, abstractmethod
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from numbers import Integral, Real
 
 import numpy as np
 import torch
+from joblib import effective_n_jobs
 from sklearn.base import (
     BaseEstimator,
     DensityMixin,
@@ -19,9 +20,14 @@ from sklearn.callback import CallbackSupportMixin
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils.parallel import Parallel, delayed
 from torch import Tensor
 
-from sksvae.estimators.fitted import CHUNK, SEED_BOUND, FittedMixin
+from sksvae.distributed import current_process
+from sksvae.estimators.checkpoint import Checkpoint, Keeper, model_arrays, scaling_of, signature_of
+from sksvae.estimators.fitted import SEED_BOUND, FitResult, FittedMixin
+from sksvae.estimators.moves import Moves
+from sksvae.estimators.online import OnlineMixin
 from sksvae.estimators.scaling import Scaling
 from sksvae.estimators.start import linear_model
 from sksvae.estimators.threads import threads_that_pay
@@ -33,28 +39,17 @@ from sksvae.likelihoods.base import Likelihood
 from sksvae.networks import ACTIVATIONS
 from sksvae.objective import Rows, StructuredVAE
 from sksvae.persistence import (
-    load_optimizer,
     model_to_arrays,
     optimizer_to_arrays,
 )
-from sksvae.training import EpochRecord, Trainer, TrainingSettings, run_training
+from sksvae.training import EpochRecord, Progress, Trainer, TrainingSettings, run_training
 
 _MAX_LATENT_DIM = 10  # of latent_dim=None
 _MAX_FALL = 10.0  # nats per row that noise and the end of pre-training do not explain
 
 
-@dataclass
-class FitResult:
-    """Outcome of one run of a fit."""
-
-    model: StructuredVAE
-    trainer: Trainer
-    history: list[EpochRecord]
-    converged: bool
-    lower_bound: float
-
-
 class BaseSVAE(
+    OnlineMixin,
     FittedMixin,
     CallbackSupportMixin,
     DensityMixin,
@@ -82,6 +77,7 @@ class BaseSVAE(
         "validation_fraction": [Interval(Real, 0, 1, closed="neither")],
         "n_init": [Interval(Integral, 1, None, closed="left")],
         "warm_start": ["boolean"],
+        "checkpoint": [str, os.PathLike, None],
         "total_samples": [Interval(Integral, 1, None, closed="left"), None],
         "device": [str],
         "verbose": ["verbose"],
@@ -102,6 +98,10 @@ class BaseSVAE(
     @abstractmethod
     def _values(self, data) -> np.ndarray:
         """All rows of checked data, of shape (n_rows, n_features)."""
+
+    def _arrays(self, data) -> tuple[np.ndarray, ...]:
+        """All that tells checked data from other data."""
+        return (self._values(data),)
 
     @abstractmethod
     def _tensors(self, data, scaling: Scaling, likelihood: Likelihood) -> Rows:
@@ -128,12 +128,9 @@ class BaseSVAE(
 
     def _moves(
         self, model: StructuredVAE, rows: Rows, random_state: np.random.RandomState
-    ) -> Callable[[int], bool]:
-        """Changes of the latent structure between epochs of joint training.
-
-        The answer to the number of an epoch is whether more changes must come.
-        """
-        return lambda epoch: False
+    ) -> Moves:
+        """Changes of the latent structure between epochs of joint training."""
+        return Moves()
 
     def _finish(self, model: StructuredVAE, rows: Rows) -> None:
         """Last touches after joint training."""
@@ -168,33 +165,86 @@ class BaseSVAE(
         told : dict
             What callbacks get to know of the call.
         """
-        n_rows = self._values(data).shape[0]
-        random_state = check_random_state(self.random_state)
         n_runs, n_initial = self.n_init, self._n_initial_epochs()
         if self._continues():
             n_runs, n_initial = 1, 0
+        seeds = self._seeds(data, n_runs)
+        signature = {} if self.checkpoint is None else signature_of(self, self._arrays(data))
+        file = Checkpoint(self.checkpoint, signature, seeds)
         context = self._init_callback_context(max_subtasks=n_runs)
         context.call_on_fit_task_begin(**told)
-        best = None
-        for run in range(n_runs):
-            seed = random_state.randint(SEED_BOUND)
-            run_context = context.subcontext(
-                task_name="run", max_subtasks=n_initial + self.max_iter
-            )
+        interrupted = ""
+        run_task = {"task_name": "run", "max_subtasks": n_initial + self.max_iter}
+        if self._may_spread(n_runs):
+            contexts = [context.subcontext(**run_task) for _ in file.seeds]
+            self._spread(data, likelihood, file, contexts)
+        while file.run < len(file.seeds):
+            run_context = context.subcontext(**run_task)
             run_context.call_on_fit_task_begin(**told)
-            with self._threads(data):
-                scaling, result = self._run(data, likelihood, seed, run, run_context, told)
-            if best is None or result.lower_bound > best[1].lower_bound:
-                best = scaling, result
-            if run_context.call_on_fit_task_end(**told):
+            try:
+                with self._threads(data):
+                    found, result = self._run(data, likelihood, file, run_context, told)
+                interrupted = result.interrupted
+            except KeyboardInterrupt:
+                if file.best is None or current_process().size > 1:
+                    raise
+                found, interrupted = file.best, f"at the start of run {file.run + 1}"
+            file.add(found)
+            if interrupted:
                 break
-        for name, value in self._fitted_attributes(*best, n_rows).items():
+            file.end_run()
+            if any(current_process().gather(run_context.call_on_fit_task_end(**told))):
+                break
+        # Plain values of parameters: they are not in the file.
+        best = file.best | {"architecture_": self._architecture()}
+        if interrupted:
+            best["converged_"] = False
+        for name, value in best.items():
             setattr(self, name, value)
-        self._warn_of_poor_training()
-        context.call_on_fit_task_end(
-            **told,
-            reconstruction_attributes=lambda: self._fitted_attributes(*best, n_rows),
+        self._warn_of_poor_training(interrupted)
+        if not interrupted:
+            file.remove()
+        context.call_on_fit_task_end(**told, reconstruction_attributes=lambda: dict(best))
+
+    def _seeds(self, data, n_seeds: int) -> list[int]:
+        """Seeds of runs: the same in all processes, which are to have been given the same."""
+
+        def given() -> dict:
+            signature = signature_of(self, self._arrays(data))
+            del signature["device"]  # each process may have one of its own
+            return signature | {"what was fitted before": getattr(self, "model_state_", None)}
+
+        process = current_process()
+        process.check_equal(given)
+        random_state = check_random_state(self.random_state)
+        return process.gather([random_state.randint(SEED_BOUND) for _ in range(n_seeds)])[0]
+
+    def _may_spread(self, n_runs: int) -> bool:
+        """Whether joblib has been told to send work elsewhere, and nothing needs runs in turn.
+
+        Callbacks may stop a fit between runs, a checkpoint is about one run at a time, and under
+        `data_parallel` all processes work on each run.
+        """
+        in_turn = getattr(self, "_skl_callbacks", None) or self.checkpoint is not None
+        alone = current_process().size == 1
+        return n_runs > 1 and alone and not in_turn and effective_n_jobs(None) > 1
+
+    def _spread(self, data, likelihood: Likelihood, file: Checkpoint, contexts: list) -> None:
+        """All runs at once, wherever joblib sends them."""
+        found = Parallel()(
+            delayed(self._run_elsewhere)(data, likelihood, file.seeds, run, context)
+            for run, context in enumerate(contexts)
         )
+        for fitted in found:
+            file.add(fitted)
+            file.end_run()
+
+    def _run_elsewhere(self, data, likelihood, seeds, run, context) -> dict:
+        """Fitted attributes that one of several runs leaves."""
+        file = Checkpoint(None, {}, seeds)
+        file.run = run
+        with self._threads(data):
+            return self._run(data, likelihood, file, context, {"estimator": self})[0]
 
     def _threads(self, data) -> AbstractContextManager:
         """Context of training, with the threads that its batches can use."""
@@ -207,34 +257,34 @@ class BaseSVAE(
     def _continues(self) -> bool:
         return self.warm_start and hasattr(self, "model_state_")
 
-    def _run(self, data, likelihood, seed, run, context, told) -> tuple[Scaling, FitResult]:
-        """One run of all stages, from one seed."""
-        random_state = np.random.RandomState(seed)
-        generator = torch.Generator(device=self.device).manual_seed(seed)
-        if self._continues():
-            scaling = Scaling(self.location_, self.scale_)
-            rows = self._tensors(data, scaling, likelihood)
-            model = self._rebuild(to_train=True)
-        else:
-            working = likelihood.working_features(self._values(data))
-            scaling = Scaling.of(working, self.standardize)
-            rows = self._tensors(data, scaling, likelihood)
-            model = self._initial_model(rows, scaling, likelihood, generator)
+    def _run(
+        self, data, likelihood: Likelihood, file: Checkpoint, context, told: dict
+    ) -> tuple[dict, FitResult]:
+        """One run of all stages, or what an interrupted fit has left of it to do.
+
+        What comes is the fitted attributes, and what they were made from.
+        """
+        run, saved = file.run, file.take()
+        random_state = np.random.RandomState(file.seeds[run])
+        generator = torch.Generator(device=self.device).manual_seed(file.seeds[run])
+        scaling, rows, model = self._begin(data, likelihood, generator, self._continues(), saved)
         training, validation = self._split(rows, random_state)
         trainer = Trainer(model, len(training), self._training_settings(len(training)), generator)
         log_jacobian = float(scaling.log_jacobian(self._values(data), likelihood).mean())
         history: list[EpochRecord] = []
-        stopped = False
+        keeper, stopped, interrupted = None, False, ""
 
         def report(_: int, record: EpochRecord) -> bool:
             """Tell the user and the callbacks about an epoch."""
             nonlocal stopped
-            record = _shift(record, log_jacobian)
+            record = record.shifted(log_jacobian)
             history.append(record)
+            if keeper is not None:
+                keeper.keep()
             self._print(run, len(history), record)
             epoch = context.subcontext(task_name="epoch")
             epoch.call_on_fit_task_begin(**told)
-            stopped = epoch.call_on_fit_task_end(
+            stop = epoch.call_on_fit_task_end(
                 **told,
                 reconstruction_attributes=lambda: self._fitted_attributes(
                     scaling,
@@ -242,61 +292,64 @@ class BaseSVAE(
                     len(rows),
                 ),
             )
+            stopped = any(current_process().gather(stop))
             return stopped
 
-        if not self._continues():
+        if saved is None and not self._continues():
             self._initialize(model, training, generator, random_state, report)
+        current_process().check_equal(lambda: {"the start": model_to_arrays(model)})
         # A callback that stops the first epochs, of the initialisation, means all of them.
         converged = stopped
         if not stopped:
-            moves = self._moves(model, training, random_state)
-            converged = run_training(trainer, training, validation, report, moves)[1]
+            progress = Progress.begin(trainer, validation)
+            keeper = Keeper(trainer, training, progress, history, scaling, random_state, file)
+            moves = keeper.begin(saved, lambda: self._moves(model, training, random_state))
+            try:
+                converged = run_training(trainer, training, validation, report, moves, progress)[1]
+            except KeyboardInterrupt:
+                keeper.end()
+                if current_process().size > 1:
+                    raise
+                converged, interrupted = False, f"after epoch {len(history)} of run {run + 1}"
         self._finish(model, training)
         lower_bound = self._final_bound(model, training, generator) + log_jacobian
-        return scaling, FitResult(model, trainer, history, converged, lower_bound)
+        result = FitResult(model, trainer, history, converged, lower_bound, interrupted)
+        return self._fitted_attributes(scaling, result, len(rows)), result
 
-    def _partial_fit(self, data, likelihood: Likelihood) -> None:
-        """One pass over a batch, from where the last call ended."""
-        first = not hasattr(self, "model_state_")
-        random_state = check_random_state(self.random_state)
-        seen = 0 if first else self.n_samples_seen_
-        seed = (random_state.randint(SEED_BOUND) + seen) % SEED_BOUND
-        generator = torch.Generator(device=self.device).manual_seed(seed)
-        if first:
-            working = likelihood.working_features(self._values(data))
-            scaling = Scaling.of(working, self.standardize)
-            rows = self._tensors(data, scaling, likelihood)
-            model = self._initial_model(rows, scaling, likelihood, generator)
-            start = np.random.RandomState(seed)
-            self._initialize(model, rows, generator, start, lambda *_: False)
-            # Once only: later calls must not exchange labels.
-            self._finish(model, rows)
-        else:
+    def _begin(
+        self,
+        data,
+        likelihood: Likelihood,
+        generator: torch.Generator,
+        fitted: bool,
+        saved: dict | None = None,
+    ) -> tuple[Scaling, Rows, StructuredVAE]:
+        """What training begins with: of an interrupted fit, of the fitted attributes, or new."""
+        if saved is not None:
+            scaling = scaling_of(saved)
+        elif fitted:
             scaling = Scaling(self.location_, self.scale_)
-            rows = self._tensors(data, scaling, likelihood)
+        else:
+            scaling = Scaling.of(likelihood.working_features(self._values(data)), self.standardize)
+        rows = self._tensors(data, scaling, likelihood)
+        if saved is not None:
+            latent_dim = self._checked_latent_dim(self.n_features_in_)
+            model = self._model_of(model_arrays(saved), self._architecture(), latent_dim, True)
+        elif fitted:
             model = self._rebuild(to_train=True)
-        seen += len(rows)
-        total = max(self.total_samples or 0, seen)
-        settings = self._training_settings(len(rows), anneal=False)
-        trainer = Trainer(model, total, settings, generator)
-        if not first:
-            load_optimizer(trainer.adam, self.optimizer_state_)
-        log_jacobian = float(scaling.log_jacobian(self._values(data), likelihood).mean())
-        record = _shift(trainer.pass_over(rows), log_jacobian)
-        history = (
-            []
-            if first
-            else [EpochRecord(*values) for values in zip(*self.history_.values(), strict=True)]
-        )
-        result = FitResult(model, trainer, [*history, record], True, record.lower_bound)
-        for name, value in self._fitted_attributes(scaling, result, seen).items():
-            setattr(self, name, value)
+        else:
+            model = self._initial_model(rows, scaling, likelihood, generator)
+        return scaling, rows, model
 
     # ---- pieces of a fit ----
 
-    def _warn_of_poor_training(self) -> None:
+    def _warn_of_poor_training(self, interrupted: str) -> None:
         bound_is_objective = self.beta == 1 and self.capacity == 0
-        if bound_is_objective and self.lower_bound_ < self.lower_bounds_[0] - _MAX_FALL:
+        if interrupted:
+            message = f"Training was interrupted by the user {interrupted}."
+            if self.checkpoint is not None:
+                message += f" The same fit goes on from checkpoint={str(self.checkpoint)!r}."
+        elif bound_is_objective and self.lower_bound_ < self.lower_bounds_[0] - _MAX_FALL:
             message = (
                 f"The bound fell in training, from {self.lower_bounds_[0]:.4g} to "
                 f"{self.lower_bound_:.4g} nats per row. Lower "
@@ -382,37 +435,6 @@ class BaseSVAE(
         # A NumPy integer, as in a grid made by arange, is no size to torch.
         return int(self.latent_dim or min(n_features, _MAX_LATENT_DIM))
 
-    def _final_bound(self, model: StructuredVAE, rows: Rows, generator: torch.Generator) -> float:
-        """Bound on all training rows, checked: no step follows that would notice."""
-        try:
-            bound = self._mean_bound(model, rows, generator)
-        except torch.linalg.LinAlgError as error:
-            raise self._diverged_at_the_end(f"local inference fails, since {error}") from error
-        if not math.isfinite(bound):
-            raise self._diverged_at_the_end(f"the bound is {bound}")
-        return bound
-
-    def _diverged_at_the_end(self, what: str) -> ValueError:
-        return ValueError(
-            f"Training diverged: at its end {what.rstrip('.')}. What may help: lower "
-            f"learning_rate_init={self.learning_rate_init}."
-        )
-
-    def _mean_bound(self, model: StructuredVAE, rows: Rows, generator: torch.Generator) -> float:
-        """Bound per row, with fresh draws."""
-        total = 0.0
-        params = model.graphical.expected_params()
-        with torch.no_grad():
-            for part in rows.parts(CHUNK):
-                noise = torch.randn(
-                    (10, *part.latent_shape, model.graphical.latent_dim),
-                    generator=generator,
-                    dtype=part.encoded.dtype,
-                    device=part.encoded.device,
-                )
-                total += float(model.elbo(part, params, noise).total)
-        return (total - float(model.graphical.prior_kl())) / len(rows)
-
     def _fitted_attributes(self, scaling: Scaling, result: FitResult, n_seen: int) -> dict:
         """Everything that a fit leaves on the estimator."""
         history = result.history
@@ -437,7 +459,7 @@ class BaseSVAE(
 
     def _print(self, run: int, epoch: int, record: EpochRecord) -> None:
         interval = 10 if self.verbose == 1 else 1
-        if self.verbose and epoch % interval == 0:
+        if self.verbose and epoch % interval == 0 and current_process().rank == 0:
             terms = ", ".join(
                 f"{name} {value:.4f}" for name, value in asdict(record).items() if value == value
             )
@@ -452,11 +474,3 @@ class BaseSVAE(
         except (TypeError, ValueError):
             tags.input_tags.positive_only = True
         return tags
-
-
-def _shift(record: EpochRecord, log_jacobian: float) -> EpochRecord:
-    """Express a record in the units of X."""
-    values = asdict(record)
-    for name in ("lower_bound", "reconstruction", "validation_bound"):
-        values[name] += log_jacobian
-    return EpochRecord(**values)

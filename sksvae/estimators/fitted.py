@@ -4,6 +4,7 @@
 import copy
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from numbers import Integral
 from typing import TypeVar
 
@@ -15,39 +16,67 @@ from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils import check_array, check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from sksvae.distributed import current_process
 from sksvae.estimators.scaling import Scaling
 from sksvae.estimators.validation import checked_device
 from sksvae.graphical import ConjugateModel
 from sksvae.likelihoods import get_likelihood
 from sksvae.likelihoods.base import Likelihood
 from sksvae.objective import Rows, StructuredVAE
-from sksvae.persistence import Architecture, model_from_arrays, model_to_arrays
+from sksvae.persistence import (
+    Architecture,
+    ArrayState,
+    model_from_arrays,
+    model_to_arrays,
+)
 from sksvae.sequences.forms import not_numbers
+from sksvae.training import EpochRecord, Trainer
 
 CHUNK = 4096  # rows that are in memory at a time outside training
 GraphicalT = TypeVar("GraphicalT", bound=ConjugateModel)
 SEED_BOUND = np.iinfo(np.int32).max
 
 
+@dataclass
+class FitResult:
+    """Outcome of one run of a fit."""
+
+    model: StructuredVAE
+    trainer: Trainer
+    history: list[EpochRecord]
+    converged: bool
+    lower_bound: float
+    interrupted: str = ""  # where the user interrupted it, if so
+
+
 class FittedMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
     """What reads the fitted attributes alike for rows and for sequences, for `BaseSVAE`."""
 
     def _rebuild(self, to_train: bool = False) -> StructuredVAE:
-        architecture = Architecture(
-            n_features=self.n_features_in_,
-            latent_dim=self.latent_dim_,
-            hidden_layer_sizes=self.architecture_["hidden_layer_sizes"],
-            activation=self.architecture_["activation"],
-            likelihood=self._fitted_likelihood(),
-            graphical=self._graphical_name,
-            settings=self._fixed_point_settings(to_train),
-            device=str(checked_device(self.device)),
-        )
+        """The fitted model."""
         state = self.model_state_
         if to_train:
             # The model shares memory with its arrays, which may be a file, and training can fail.
             state = {name: array.copy() for name, array in state.items()}
-        return model_from_arrays(state, architecture)
+        return self._model_of(state, self.architecture_, self.latent_dim_, to_train)
+
+    def _model_of(
+        self, state: ArrayState, architecture: dict, latent_dim: int, to_train: bool
+    ) -> StructuredVAE:
+        """A model from its arrays."""
+        return model_from_arrays(
+            state,
+            Architecture(
+                n_features=self.n_features_in_,
+                latent_dim=latent_dim,
+                hidden_layer_sizes=architecture["hidden_layer_sizes"],
+                activation=architecture["activation"],
+                likelihood=get_likelihood(architecture["likelihood"]),
+                graphical=self._graphical_name,
+                settings=self._fixed_point_settings(to_train),
+                device=str(checked_device(self.device)),
+            ),
+        )
 
     def _fitted_likelihood(self) -> Likelihood:
         return get_likelihood(self.architecture_["likelihood"])
@@ -111,6 +140,40 @@ class FittedMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
     def _check_count(value, name: str) -> None:
         if not isinstance(value, Integral) or value < 1:
             raise ValueError(f"{name} must be an integer of at least 1, got {value!r}.")
+
+    def _final_bound(self, model: StructuredVAE, rows: Rows, generator: torch.Generator) -> float:
+        """Bound on all training rows, checked: no step follows that would notice."""
+        try:
+            bound = self._mean_bound(model, rows, generator)
+        except torch.linalg.LinAlgError as error:
+            raise self._diverged_at_the_end(f"local inference fails, since {error}") from error
+        if not math.isfinite(bound):
+            raise self._diverged_at_the_end(f"the bound is {bound}")
+        return bound
+
+    def _diverged_at_the_end(self, what: str) -> ValueError:
+        return ValueError(
+            f"Training diverged: at its end {what.rstrip('.')}. What may help: lower "
+            f"learning_rate_init={self.learning_rate_init}."
+        )
+
+    def _mean_bound(self, model: StructuredVAE, rows: Rows, generator: torch.Generator) -> float:
+        """Bound per row, with fresh draws."""
+        total = 0.0
+        params, process = model.graphical.expected_params(), current_process()
+        with torch.no_grad(), process.together():
+            for part in rows.parts(CHUNK):
+                noise = torch.randn(
+                    (10, *part.latent_shape, model.graphical.latent_dim),
+                    generator=generator,
+                    dtype=part.encoded.dtype,
+                    device=part.encoded.device,
+                )
+                share, noise = process.share(part, noise)
+                if share is not None:
+                    total += float(model.elbo(share, params, noise).total)
+        (sums,) = process.sum([rows.encoded.new_tensor([total], dtype=torch.float64)])
+        return (float(sums) - float(model.graphical.prior_kl())) / len(rows)
 
     def _generator(self) -> torch.Generator:
         seed = check_random_state(self.random_state).randint(SEED_BOUND)

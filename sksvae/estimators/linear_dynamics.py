@@ -86,6 +86,9 @@ class SVAELinearDynamics(DynamicsFit, LinearPredictions):
         Runs from different seeds; the one with the best bound is kept.
     warm_start : bool, default=False
         Whether `fit` continues from the last fit.
+    checkpoint : str, path or None, default=None
+        File in which `fit` keeps its state while it runs, and from which it goes on if it was
+        interrupted; see the user guide on :ref:`checkpoints <checkpoints>`.
     total_samples : int or None, default=None
         Steps of the data set that `partial_fit` sees in pieces; ``None``: those seen so far.
     device : str, default='cpu'
@@ -197,6 +200,7 @@ class SVAELinearDynamics(DynamicsFit, LinearPredictions):
         validation_fraction=0.1,
         n_init=1,
         warm_start=False,
+        checkpoint=None,
         total_samples=None,
         device="cpu",
         verbose=0,
@@ -225,6 +229,7 @@ class SVAELinearDynamics(DynamicsFit, LinearPredictions):
         self.validation_fraction = validation_fraction
         self.n_init = n_init
         self.warm_start = warm_start
+        self.checkpoint = checkpoint
         self.total_samples = total_samples
         self.device = device
         self.verbose = verbose

@@ -9,7 +9,7 @@ import torch
 from sklearn.utils._param_validation import Interval, StrOptions
 from torch import Tensor
 
-from sksvae.estimators.moves import removal_moves, remove_down_to
+from sksvae.estimators.moves import Moves, removal_moves, remove_down_to
 from sksvae.estimators.rows import RowSVAE
 from sksvae.estimators.start import sample_rows
 from sksvae.estimators.steering import SteeringMixin
@@ -119,6 +119,9 @@ class SVAEGaussianMixture(SteeringMixin, RowSVAE):
         Runs from different seeds; the one with the best bound is kept.
     warm_start : bool, default=False
         Whether `fit` continues from the last fit.
+    checkpoint : str, path or None, default=None
+        File in which `fit` keeps its state while it runs, and from which it goes on if it was
+        interrupted; see the user guide on :ref:`checkpoints <checkpoints>`.
     total_samples : int or None, default=None
         Size of the data set that `partial_fit` sees in pieces; ``None``: the rows seen so far.
     device : str, default='cpu'
@@ -245,6 +248,7 @@ class SVAEGaussianMixture(SteeringMixin, RowSVAE):
         validation_fraction=0.1,
         n_init=1,
         warm_start=False,
+        checkpoint=None,
         total_samples=None,
         device="cpu",
         verbose=0,
@@ -281,6 +285,7 @@ class SVAEGaussianMixture(SteeringMixin, RowSVAE):
         self.validation_fraction = validation_fraction
         self.n_init = n_init
         self.warm_start = warm_start
+        self.checkpoint = checkpoint
         self.total_samples = total_samples
         self.device = device
         self.verbose = verbose
@@ -401,7 +406,7 @@ class SVAEGaussianMixture(SteeringMixin, RowSVAE):
 
     def _moves(
         self, model: StructuredVAE, rows: Rows, random_state: np.random.RandomState
-    ) -> Callable[[int], bool]:
+    ) -> Moves:
         return removal_moves(
             model,
             rows,

@@ -2,7 +2,6 @@
 """Changes of the number of components between epochs of training."""
 
 import math
-from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -17,6 +16,63 @@ _EVERY = 10  # epochs between attempts to remove components
 _SLACK = 0.03
 
 
+class Moves:
+    """Changes of the latent structure between epochs of joint training: here, none.
+
+    Examples
+    --------
+    >>> from sksvae.estimators.moves import Moves
+    >>> Moves()(epoch=0)
+    False
+    """
+
+    def __call__(self, epoch: int) -> bool:
+        """Change what is to change before an epoch, and say whether more changes must come."""
+        return False
+
+    def state(self) -> dict[str, int]:
+        """What `restore` needs, so that training can go on in another process."""
+        return {}
+
+    def restore(self, state: dict[str, int]) -> None:
+        """Go back to a `state`."""
+
+
+class RemovalMoves(Moves):
+    """Removal of components; see `removal_moves`."""
+
+    def __init__(
+        self,
+        model: StructuredVAE,
+        sample: Rows,
+        weight: float,
+        n_components: int,
+        prune: bool,
+        max_iter: int,
+    ) -> None:
+        self.model, self.sample, self.weight = model, sample, weight
+        self.n_components, self.prune, self.max_iter = n_components, prune, max_iter
+        self.n_extra = model.graphical.n_components - n_components
+
+    def __call__(self, epoch: int) -> bool:
+        """Remove what has to go before an epoch, and say whether more has."""
+        share = max(0.0, 1.0 - 2.0 * epoch / self.max_iter)
+        rows, weight = self.sample, self.weight
+        if self.prune and epoch % _EVERY == 0:
+            _remove(self.model, rows, weight, share * _SLACK * weight * len(rows), 1)
+        target = self.n_components + math.ceil(share * self.n_extra)
+        _remove(self.model, rows, weight, math.inf, target)
+        return self.model.graphical.n_components > self.n_components
+
+    def state(self) -> dict[str, int]:
+        """How many components were too many at the beginning."""
+        return {"n_extra": self.n_extra}
+
+    def restore(self, state: dict[str, int]) -> None:
+        """Go back to a `state`."""
+        self.n_extra = state["n_extra"]
+
+
 def removal_moves(
     model: StructuredVAE,
     rows: Rows,
@@ -25,7 +81,7 @@ def removal_moves(
     prune: bool,
     max_iter: int,
     random_state: np.random.RandomState,
-) -> Callable[[int], bool]:
+) -> RemovalMoves:
     """Prepare the removal of components during training.
 
     Parameters
@@ -46,22 +102,12 @@ def removal_moves(
 
     Returns
     -------
-    callable
+    RemovalMoves
         To be called with the number of each epoch before it begins. True as long as components
         have to go: training has not converged before.
     """
-    rows, weight = sample_rows(rows, random_state)
-    n_extra = model.graphical.n_components - n_components
-
-    def move(epoch: int) -> bool:
-        share = max(0.0, 1.0 - 2.0 * epoch / max_iter)
-        if prune and epoch % _EVERY == 0:
-            _remove(model, rows, weight, share * _SLACK * weight * len(rows), 1)
-        target = n_components + math.ceil(share * n_extra)
-        _remove(model, rows, weight, math.inf, target)
-        return model.graphical.n_components > n_components
-
-    return move
+    sample, weight = sample_rows(rows, random_state)
+    return RemovalMoves(model, sample, weight, n_components, prune, max_iter)
 
 
 def remove_down_to(model: StructuredVAE, rows: Rows, n_components: int) -> None:

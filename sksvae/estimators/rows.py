@@ -78,7 +78,17 @@ class RowSVAE(BaseSVAE, metaclass=ABCMeta):
         Notes
         -----
         Stochastic variational inference: the global terms are weighted for a data set of
-        ``total_samples`` rows, or of the rows seen so far.
+        ``total_samples`` rows, or of the rows seen so far. Steps of the networks and of the global
+        posterior shrink as :math:`1 / (1 + t / 10)`, where :math:`t` counts the passes over
+        ``total_samples`` rows that are over; without ``total_samples`` all rows are taken for new
+        ones, and only steps of the global posterior shrink, as one over their number.
+
+        See :ref:`streams <streams>` for memory maps and Parquet files.
+
+        References
+        ----------
+        Hoffman, Blei, Wang and Paisley, "Stochastic variational inference", JMLR 14, 2013,
+        eq. (26).
         """
         first = not hasattr(self, "model_state_")
         data, likelihood = self._check_training_data(X, reset=first)

@@ -109,7 +109,16 @@ class SequenceSVAE(BaseSVAE, metaclass=ABCMeta):
         Notes
         -----
         Stochastic variational inference: the global terms are weighted for a data set of
-        ``total_samples`` steps, or of the steps seen so far.
+        ``total_samples`` steps, or of the steps seen so far. Steps of training shrink as
+        :math:`1 / (1 + t / 10)`, where :math:`t` counts the passes over ``total_samples`` steps
+        that are over; without it all sequences are taken for new ones, and only steps of
+        the global posterior shrink, as one over their number. Sequences are cut to
+        ``sequence_length``, as in `fit`. See also :ref:`streams <streams>`.
+
+        References
+        ----------
+        Hoffman, Blei, Wang and Paisley, "Stochastic variational inference", JMLR 14, 2013,
+        eq. (26).
         """
         first = not hasattr(self, "model_state_")
         data, likelihood = self._check_training_data(X, groups, reset=first)
@@ -166,6 +175,9 @@ class SequenceSVAE(BaseSVAE, metaclass=ABCMeta):
     def _values(self, data: Sequences) -> np.ndarray:
         return data.values
 
+    def _arrays(self, data: Sequences) -> tuple[np.ndarray, ...]:
+        return data.values, data.lengths
+
     def _tensors(self, data: Sequences, scaling: Scaling, likelihood: Likelihood) -> SequenceRows:
         return self._stacked(data.values, data.lengths, scaling, likelihood)
 
@@ -189,6 +201,10 @@ class SequenceSVAE(BaseSVAE, metaclass=ABCMeta):
         training = _chosen(rows, lengths, kept.cut(_UNCUT).cut(self.sequence_length))
         training = training.with_memory(uncut)
         return training, None if held_out is None else _chosen(rows, lengths, held_out)
+
+    def _cut(self, rows: SequenceRows) -> SequenceRows:
+        lengths = rows.lengths.cpu().numpy()
+        return _chosen(rows, lengths, Windows.whole(lengths).cut(self.sequence_length))
 
     # ---- after a fit ----
 

@@ -10,6 +10,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 
 from sksvae.autoregressive_hmm import choose_prior, fit_autoregressive_hmm
 from sksvae.estimators.dynamics_fit import DynamicsFit
+from sksvae.estimators.moves import Moves
 from sksvae.estimators.sequence_start import fit_dynamics
 from sksvae.estimators.sequences import CHUNK_STEPS
 from sksvae.estimators.state_moves import drop_states, order_states, recall_states, state_weights
@@ -112,6 +113,9 @@ class SVAESwitchingLDS(DynamicsFit, StatePredictions):
         Runs from different seeds; the one with the best bound is kept.
     warm_start : bool, default=False
         Whether `fit` continues from the last fit.
+    checkpoint : str, path or None, default=None
+        File in which `fit` keeps its state while it runs, and from which it goes on if it was
+        interrupted; see the user guide on :ref:`checkpoints <checkpoints>`.
     total_samples : int or None, default=None
         Steps of the data set that `partial_fit` sees in pieces; ``None``: those seen so far.
     device : str, default='cpu'
@@ -255,6 +259,7 @@ class SVAESwitchingLDS(DynamicsFit, StatePredictions):
         validation_fraction=0.1,
         n_init=1,
         warm_start=False,
+        checkpoint=None,
         total_samples=None,
         device="cpu",
         verbose=0,
@@ -290,6 +295,7 @@ class SVAESwitchingLDS(DynamicsFit, StatePredictions):
         self.validation_fraction = validation_fraction
         self.n_init = n_init
         self.warm_start = warm_start
+        self.checkpoint = checkpoint
         self.total_samples = total_samples
         self.device = device
         self.verbose = verbose
@@ -360,7 +366,7 @@ class SVAESwitchingLDS(DynamicsFit, StatePredictions):
 
     def _moves(
         self, model: SequenceVAE, rows: SequenceRows, random_state: np.random.RandomState
-    ) -> Callable[[int], bool]:
+    ) -> Moves:
         if rows.memory.states is None:  # what another fit learned goes on
             self._recall(model, rows)
         return super()._moves(model, rows, random_state)

@@ -64,6 +64,9 @@ class VAE(RowSVAE):
         Runs from different seeds; the one with the best bound is kept.
     warm_start : bool, default=False
         Whether `fit` continues from the last fit.
+    checkpoint : str, path or None, default=None
+        File in which `fit` keeps its state while it runs, and from which it goes on if it was
+        interrupted; see the user guide on :ref:`checkpoints <checkpoints>`.
     total_samples : int or None, default=None
         Size of the data set that `partial_fit` sees in pieces; ``None``: the rows seen so far.
     device : str, default='cpu'
@@ -144,6 +147,7 @@ class VAE(RowSVAE):
         validation_fraction=0.1,
         n_init=1,
         warm_start=False,
+        checkpoint=None,
         total_samples=None,
         device="cpu",
         verbose=0,
@@ -167,6 +171,7 @@ class VAE(RowSVAE):
         self.validation_fraction = validation_fraction
         self.n_init = n_init
         self.warm_start = warm_start
+        self.checkpoint = checkpoint
         self.total_samples = total_samples
         self.device = device
         self.verbose = verbose

@@ -144,8 +144,17 @@ class SwitchingProblem(NamedTuple):
                 "sequence a row of its own."
             )
         initial, dynamics = NIWStats(*params[:4]), MNIWStats(*params[4:8])
-        tables = NaturalTable.build(initial, dynamics), EnergyTable.build(dynamics)
-        return cls(potentials, mask, initial, dynamics, *params[8:], *tables)
+        log_initial, log_transition = params[8:]
+        return cls(
+            potentials,
+            mask,
+            initial,
+            dynamics,
+            log_initial,
+            log_transition,
+            NaturalTable.build(initial, dynamics),
+            EnergyTable.build(dynamics),
+        )
 
     @property
     def n_states(self) -> int:
@@ -160,14 +169,13 @@ class SwitchingProblem(NamedTuple):
 
     def fixed(self) -> "SwitchingProblem":
         """Return the same problem without gradients."""
-        return SwitchingProblem(
-            *(
-                type(part)(*(field.detach() for field in part))
-                if isinstance(part, tuple)
-                else part.detach()
-                for part in self
-            )
-        )
+        parts: dict[str, Any] = {}
+        for name, part in self._asdict().items():
+            if isinstance(part, Tensor):
+                parts[name] = part.detach()
+            else:
+                parts[name] = type(part)(*(field.detach() for field in part))
+        return SwitchingProblem(**parts)
 
     def take(self, rows: Tensor) -> "SwitchingProblem":
         """Return the problem of some of the sequences."""

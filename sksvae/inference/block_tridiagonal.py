@@ -195,16 +195,42 @@ def _decouple_absent(
     )
 
 
+def automatic_method(
+    n_chains: int, n_steps: int, dim: int, device: torch.device
+) -> Literal["sequential", "parallel"]:
+    """Say what ``method='auto'`` of `chain_moments` means for chains of a size.
+
+    Parameters
+    ----------
+    n_chains, n_steps, dim : int
+        ``B``, ``T`` and ``D``.
+    device : torch.device
+        Where they are.
+
+    Returns
+    -------
+    {'sequential', 'parallel'}
+        The order of elimination that is expected to be faster.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sksvae.inference.block_tridiagonal import automatic_method
+    >>> automatic_method(n_chains=1, n_steps=1000, dim=4, device=torch.device("cpu"))
+    'parallel'
+    """
+    # Time of sequential / parallel on one CPU thread in float64, forward and with gradients: 0.9
+    # and 1.1 for one chain of 100 steps with D = 4; at T = 250 it is 1.4 and 2.0 for one with
+    # D = 2, 1.4 and 1.6 at B D^2 = 128, 0.7 to 0.9 at 1024; at T = 800 it is 1.1 and 1.3 at 392,
+    # 0.9 and 1.0 at 800. Accelerators wait for every step.
+    cheap = device.type != "cpu" or n_chains * dim**2 <= 512
+    return "parallel" if cheap and n_steps > 120 else "sequential"
+
+
 def _choose_order(method: ChainMethod, n_chains: int, like: Tensor) -> type[EliminationOrder]:
     n_steps, dim = like.shape[-2:]
     if method == "auto":
-        # Time of sequential / parallel on one CPU thread in float64, forward and with gradients:
-        # 0.9 and 1.1 for one chain of 100 steps with D = 4; at T = 250 it is 1.4 and 2.0 for one
-        # with D = 2, 1.4 and 1.6 at B D^2 = 128, 0.7 to 0.9 at 1024; at T = 800 it is 1.1 and 1.3
-        # at 392, 0.9 and 1.0 at 800. Accelerators wait for every step.
-        cheap = like.device.type != "cpu" or n_chains * dim**2 <= 512
-        latency_counts = cheap and n_steps > 120
-        method = "parallel" if latency_counts else "sequential"
+        method = automatic_method(n_chains, n_steps, dim, like.device)
     if method == "parallel":
         return CyclicReduction
     if method == "sequential":
