@@ -89,9 +89,7 @@ def made_trainer(arguments, settings):
     model = SequenceVAE(F, D, (256, 128), "relu", likelihood, graphical, location, scale, settings)
     model.encoder.reset(axes, NOISE_STD**-2, generator)
     model.decoder.reset(axes, torch.zeros(0, F, dtype=dtype), generator)
-    if arguments.chain != "auto":
-        sequence_objective.automatic_method = lambda *_: arguments.chain
-        rows = rows._replace(whole=(B, T))  # the method is that of the whole
+    sequence_objective._method = lambda *_: arguments.chain
     training = TrainingSettings(max_iter=1, batch_size=B * T, learning_rate=1e-3, anneal=False)
     return Trainer(model, B * T, training, generator), rows
 
