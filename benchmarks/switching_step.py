@@ -13,7 +13,8 @@ Gaussian chains. ``step_ms`` is the median of the repeats, after one step that i
 ``cpu_ms`` that of their processor time, which depends less on what else is running; ``peak_mb`` is
 what all steps added to the process at its peak, so that of ``warm`` is that of its first, cold
 step. The last lines of each size give the memory of ``'cg'``, and of ``'unrolled'``, after exactly
-1 and exactly 20 block updates, and the ratio (``--parts memory``: only these).
+1 and exactly 20 block updates, and the ratio (``--parts memory``: only these). With ``--device
+cuda``, ``peak_mb`` is the peak of what torch allocates there.
 """
 
 import argparse
@@ -77,25 +78,39 @@ def made_trainer(arguments, settings):
     """Return a trainer and a batch of sequences."""
     B, T, D, F = arguments.sequences, arguments.steps, arguments.latent_dim, arguments.features
     dtype = getattr(torch, arguments.dtype)
+    device = torch.device(arguments.device)
     generator = torch.Generator().manual_seed(0)
     graphical = known_dynamics(arguments.states, D, dtype, generator)
     z, _ = graphical.sample(T, B, generator)
     axes = torch.linalg.qr(torch.randn(F, D, generator=generator, dtype=dtype)).Q
     X = z.reshape(B * T, D) @ axes.mT
     X = X + NOISE_STD * torch.randn(B * T, F, generator=generator, dtype=dtype)
-    rows = SequenceRows(X, X, torch.full((B,), T)).with_memory()
+    X = X.to(device)
+    rows = SequenceRows(X, X, torch.full((B,), T, device=device)).with_memory()
     location, scale = torch.zeros(F, dtype=dtype), torch.ones(F, dtype=dtype)
     likelihood = get_likelihood("gaussian")
     model = SequenceVAE(F, D, (256, 128), "relu", likelihood, graphical, location, scale, settings)
     model.encoder.reset(axes, NOISE_STD**-2, generator)
     model.decoder.reset(axes, torch.zeros(0, F, dtype=dtype), generator)
+    state = {name: value.to(device) for name, value in graphical.state().items()}
+    model = model.to(device)
+    model.graphical = SwitchingDynamicsModel.from_state(state)
+    generator = torch.Generator(device).manual_seed(0)
     sequence_objective._method = lambda *_: arguments.chain
     training = TrainingSettings(max_iter=1, batch_size=B * T, learning_rate=1e-3, anneal=False)
     return Trainer(model, B * T, training, generator), rows
 
 
-def peak_mb():
+def peak_mb(device):
+    if device != "cpu":
+        return torch.cuda.max_memory_allocated(device) / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def finished(device):
+    """Wait for an accelerator."""
+    if device != "cpu":
+        torch.cuda.synchronize(device)
 
 
 def measure(arguments):
@@ -109,16 +124,17 @@ def measure(arguments):
         max_solver_steps=5,
     )
     trainer, rows = made_trainer(arguments, settings)
-    before, times, cpu_times, updates = peak_mb(), [], [], []
+    device = arguments.device
+    before, times, cpu_times, updates = peak_mb(device), [], [], []
     for _ in range(arguments.repeats + 1):
         if arguments.start == "cold":
             rows.memory.states = None
         elif arguments.start == "uniform":
-            rows.memory.states = torch.full(
-                (len(rows), arguments.states), 1.0 / arguments.states, dtype=rows.observed.dtype
-            )
+            shape = len(rows), arguments.states
+            rows.memory.states = rows.observed.new_full(shape, 1.0 / arguments.states)
         begin, cpu_begin = time.perf_counter(), time.process_time()
         terms = trainer.step(rows, 0.01)
+        finished(device)
         times.append(time.perf_counter() - begin)
         cpu_times.append(time.process_time() - cpu_begin)
         updates.append(terms.posterior.n_updates)
@@ -129,7 +145,7 @@ def measure(arguments):
     row |= {"updates_mean": round(float(last.mean()), 1), "updates_max": int(last.max())}
     row |= {"step_ms": round(1e3 * statistics.median(times[1:]), 1)}
     row |= {"cpu_ms": round(1e3 * statistics.median(cpu_times[1:]), 1)}
-    row |= {"peak_mb": round(peak_mb() - before, 1)}
+    row |= {"peak_mb": round(peak_mb(device) - before, 1)}
     print(json.dumps(row | {"threads": torch.get_num_threads()}))
 
 
@@ -140,6 +156,7 @@ def in_process(arguments, sequences, gradient, start, chain, exact=0, repeats=No
     options |= {"exact-updates": exact, "repeats": repeats, "steps": arguments.steps}
     options |= {"latent-dim": arguments.latent_dim, "states": arguments.states}
     options |= {"features": arguments.features, "dtype": arguments.dtype}
+    options |= {"device": arguments.device}
     command = [sys.executable, os.path.abspath(__file__), "--measure"]
     command += [text for name, value in options.items() for text in (f"--{name}", str(value))]
     failed = {"B": sequences, "gradient": gradient, "start": start, "chain": chain}
@@ -165,6 +182,7 @@ def main():
     parser.add_argument("--features", type=int, default=100)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--dtype", choices=("float32", "float64"), default="float64")
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--limit", type=float, default=120.0, help="seconds per measurement")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--quick", action="store_true", help="two repeats at a fifth of the steps")
