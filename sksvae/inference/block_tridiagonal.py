@@ -216,15 +216,16 @@ def automatic_method(
     --------
     >>> import torch
     >>> from sksvae.inference.block_tridiagonal import automatic_method
-    >>> automatic_method(n_chains=1, n_steps=1000, dim=4, device=torch.device("cpu"))
+    >>> automatic_method(n_chains=1, n_steps=5000, dim=2, device=torch.device("cpu"))
     'parallel'
     """
-    # Time of sequential / parallel on one CPU thread in float64, forward and with gradients: 0.9
-    # and 1.1 for one chain of 100 steps with D = 4; at T = 250 it is 1.4 and 2.0 for one with
-    # D = 2, 1.4 and 1.6 at B D^2 = 128, 0.7 to 0.9 at 1024; at T = 800 it is 1.1 and 1.3 at 392,
-    # 0.9 and 1.0 at 800. Accelerators wait for every step.
-    cheap = device.type != "cpu" or n_chains * dim**2 <= 512
-    return "parallel" if cheap and n_steps > 120 else "sequential"
+    # Time of sequential / parallel on one CPU thread in float64, forward and with gradients, for
+    # one chain: at T = 1000 it is 0.8 and 0.9 with D = 4 or 8; at 4000 1.6 and 2.3 with D = 2, 1.1
+    # with 8; at 10000 2.3 and 3.1 with D = 2, 0.9 and 1.2 with 8. With 4 to 8 of them it is 0.5 to
+    # 0.9. Accelerators wait for every step.
+    if device.type != "cpu":
+        return "parallel" if n_steps > 120 else "sequential"
+    return "parallel" if n_steps > 2000 and n_chains * dim**2 <= 32 else "sequential"
 
 
 def _choose_order(method: ChainMethod, n_chains: int, like: Tensor) -> type[EliminationOrder]:

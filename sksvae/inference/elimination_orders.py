@@ -35,6 +35,8 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from sksvae.inference.stepping import stepping
+
 
 class Eliminated(NamedTuple):
     """The Cholesky factorisation, one block column per step, in the order of elimination.
@@ -152,19 +154,19 @@ class Sequential:
     @staticmethod
     def substitute_back(factors: Factors, columns: Tensor) -> Tensor:
         """Sweep from the last step to the first."""
-        base = factors.root.mT @ columns
-        solution, u = torch.empty_like(base), torch.zeros_like(base[0])
-        for K, own, out in _backwards(factors.gain, base, solution):
-            u = torch.baddbmm(own, K, u, alpha=-1.0, out=out)
+        solution = factors.root.mT @ columns
+        module, (gain, u) = stepping(factors.gain, solution)
+        for t in range(len(gain) - 2, -1, -1):
+            u[t] -= module.matmul(gain[t], u[t + 1])
         return solution
 
     @staticmethod
     def substitute_forward(factors: Factors, columns: Tensor) -> Tensor:
         """Sweep from the first step to the last."""
         passed = columns.clone(memory_format=torch.contiguous_format)
-        steps = passed.unbind(0)
-        for K, u, following in zip(_transposed(factors.gain[:-1]), steps, steps[1:], strict=False):
-            following.baddbmm_(K, u, alpha=-1.0)
+        module, (transposed, u) = stepping(factors.gain.mT.contiguous(), passed)
+        for t in range(1, len(u)):
+            u[t] -= module.matmul(transposed[t - 1], u[t - 1])
         return factors.root @ passed
 
     @staticmethod
@@ -180,12 +182,13 @@ class Sequential:
         """Sweep from the first step to the last."""
         g_inverse = g_covariance.clone(memory_format=torch.contiguous_format)
         g_cross = _pad_end(g_lag.mT)
-        steps = g_inverse.unbind(0)
-        rows = zip(gain.unbind(0), _transposed(gain), steps, g_cross.unbind(0), strict=True)
-        for t, (K, transposed, g_V, g_E) in enumerate(rows):
-            g_E.baddbmm_(g_V, K, alpha=-1.0)
-            if t + 1 < len(steps):
-                steps[t + 1].baddbmm_(transposed, g_E, alpha=-1.0)
+        # A copy: products of small transposed matrices take several times as long.
+        steps = gain.contiguous(), gain.mT.contiguous(), g_inverse, g_cross
+        module, (K, transposed, g_V, g_E) = stepping(*steps)
+        for t in range(len(g_E)):
+            if t:
+                g_V[t] -= module.matmul(transposed[t - 1], g_E[t - 1])
+            g_E[t] -= module.matmul(g_V[t], K[t])
         g_gain = g_cross @ _pad_end(covariance[1:]).mT
         g_gain += g_inverse.mT @ cross
         return g_gain.neg_(), g_inverse
@@ -224,24 +227,13 @@ class Sequential:
 
 def _congruences(gain: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
     """``X_t = own_t + K_t X_{t+1} K_t'`` from the last step to the first, and ``K_t X_{t+1}``."""
-    result, products = torch.empty_like(own), torch.empty_like(gain)
-    X = torch.zeros_like(own[0])
-    for K, transposed, term, out, product in _backwards(
-        gain, gain.mT.contiguous(), own, result, products
-    ):
-        torch.bmm(K, X, out=product)
-        X = torch.baddbmm(term, product, transposed, out=out)
+    result, products = own.clone(memory_format=torch.contiguous_format), torch.zeros_like(gain)
+    steps = gain.contiguous(), gain.mT.contiguous(), result, products
+    module, (K, transposed, X, product) = stepping(*steps)
+    for t in range(len(K) - 2, -1, -1):
+        module.matmul(K[t], X[t + 1], out=product[t])
+        X[t] += module.matmul(product[t], transposed[t])
     return result, products
-
-
-def _backwards(*steps: Tensor) -> zip:
-    """Steps of several tensors, from the last to the first."""
-    return zip(*(part.unbind(0)[::-1] for part in steps), strict=True)
-
-
-def _transposed(gain: Tensor) -> tuple[Tensor, ...]:
-    # A copy: products of small transposed matrices take twice as long.
-    return gain.mT.contiguous().unbind(0)
 
 
 def _pad_end(steps: Tensor) -> Tensor:

@@ -292,10 +292,9 @@ def check_finite(log_normalizer: Tensor) -> None:
 def _choose_parallel(method: MarkovMethod, n_chains: int, n_steps: int, n_states: int) -> bool:
     if method == "auto":
         # Time of sequential / parallel on one CPU thread in float64, gradients included. One chain
-        # with 5 to 20 states: 0.9 at T = 60, 1.1 at 120, 1.5-2 at 250, 3-3.5 at 2000. Chains with
-        # B K^2 = 200 to 800 at T = 2000: 1.7-2.1. At T = 250: 1.2 for B K^2 = 200, 0.8 for 800 and
-        # 0.7 for 3200, where the arithmetic counts.
-        return n_steps >= 120 and n_chains * n_states**2 <= 400
+        # with 5 states: 0.8 at T = 120, 1.1 at 250, 1.9 at 1000, 2.4 at 2000; with 20 states 1.4
+        # at 2000. Four chains with 10 states: 1.0 at 2000. 16 chains with 5 states: 0.7 at 1000.
+        return n_steps >= 500 and n_chains * n_states**2 <= 250
     if method in ("sequential", "parallel"):
         return method == "parallel"
     raise ValueError(f"method must be 'auto', 'sequential' or 'parallel', got {method!r}.")

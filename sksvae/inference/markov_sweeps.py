@@ -19,6 +19,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from sksvae.inference.stepping import stepping
+
 
 def run_steps(
     start: Tensor, scale: Tensor, matrices: Tensor, source: Tensor | None = None, period: int = 0
@@ -53,18 +55,17 @@ def run_steps(
     tensor([0.5000, 0.2500, 0.1250])
     """
     vectors, images = torch.empty_like(scale), torch.empty_like(scale)
-    sources = [None] * len(scale) if source is None else source.unbind(0)
-    steps = zip(scale.unbind(0), sources, vectors.unbind(0), images.unbind(0), strict=True)
-    x = start
-    for t, (s, q, following, image) in enumerate(steps, 1):
-        torch.bmm(x, matrices, out=image)
-        if q is None:
-            torch.mul(image, s, out=following)
-        else:
-            torch.addcmul(q, image, s, out=following)
-        if period and t % period == 0:
-            following /= following.sum(-1, keepdim=True)
-        x = following
+    steps = start, scale.contiguous(), matrices.contiguous(), vectors, images
+    sources = () if source is None else (source,)
+    module, (x, s, M, following, image, *q) = stepping(*steps, *sources)
+    for t in range(len(s)):
+        module.matmul(x, M, out=image[t])
+        x = following[t]
+        module.multiply(image[t], s[t], out=x)
+        if q:
+            x += q[0][t]
+        if period and (t + 1) % period == 0:
+            x /= x.sum(-1)[..., None]
     if period and len(scale):
         sums = vectors.sum(-1, keepdim=True)
         images /= torch.cat((start.sum(-1, keepdim=True).unsqueeze(0), sums[:-1]))
