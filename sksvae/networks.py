@@ -143,7 +143,7 @@ class Encoder(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Map rows (..., n_features) to ``(r, R)``, each (..., latent_dim)."""
         nonlinear_mean, nonlinear_precision = self.mlp(x).split(self.latent_dim, -1)
-        mean = x @ self.skip + self.bias + nonlinear_mean
+        mean = nn.functional.linear(x, self.skip.mT, self.bias) + nonlinear_mean
         log_precision = self.log_precision + nonlinear_precision
         bound = _LOG_PRECISION_BOUND
         precision = torch.exp(bound * torch.tanh(log_precision / bound))
@@ -218,14 +218,11 @@ class Decoder(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         """Map (..., latent_dim) to (..., n_outputs, n_features)."""
-        n_outputs, n_features = self.shape
-        outputs = self.mlp(z).unflatten(-1, self.shape) + self.bias
-        linear = (z @ self.skip).unsqueeze(-2)
-        if n_outputs == 1:
-            return outputs + linear
-        return outputs + torch.cat(
-            [linear, linear.new_zeros(*z.shape[:-1], n_outputs - 1, n_features)], -2
-        )
+        linear = nn.functional.linear(z, self.skip.mT, self.bias[0])
+        if len(self.bias) > 1:
+            further = self.bias[1:].flatten()
+            linear = torch.cat([linear, further.expand(*z.shape[:-1], -1)], -1)
+        return (self.mlp(z) + linear).unflatten(-1, self.shape)
 
     def reset(self, axes: Tensor, further_bias: Tensor, generator: torch.Generator) -> None:
         """Start from a linear decoder.

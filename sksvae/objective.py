@@ -18,6 +18,8 @@ from sksvae.inference import FixedPointSettings
 from sksvae.likelihoods.base import Likelihood
 from sksvae.networks import Decoder, Encoder
 
+_ENCODED_AT_ONCE = 16_384  # rows, whose hidden layers are in memory together
+
 
 class Rows(NamedTuple):
     """Rows of data, in the two forms in which the model needs them.
@@ -44,6 +46,10 @@ class Rows(NamedTuple):
     def take(self, rows: Tensor | slice) -> "Rows":
         """Select rows by index."""
         return Rows(self.observed[rows], self.encoded[rows])
+
+    def subset(self, rows: Tensor) -> "Rows":
+        """Some of the rows, held where these are: here, in memory."""
+        return self.take(rows)
 
     def share(self, rank: int, size: int, noise: Tensor) -> tuple["Rows | None", Tensor]:
         """Rows of one process of several, None for none, and their part of the noise."""
@@ -153,15 +159,21 @@ class StructuredVAE(nn.Module):
 
     def encode(self, rows: Rows) -> Potentials:
         """Potentials of each row."""
-        return Potentials(*self.encoder(rows.encoded))
+        # Stored rows hold nothing themselves.
+        if len(rows.encoded) == len(rows) <= _ENCODED_AT_ONCE:
+            return Potentials(*self.encoder(rows.encoded))
+        parts = [self.encoder(part.encoded) for part in rows.parts(_ENCODED_AT_ONCE)]
+        return Potentials(*(torch.cat(fields) for fields in zip(*parts, strict=True)))
 
     def decode(self, z: Tensor) -> Tensor:
         """Outputs for the likelihood, of shape (..., n_outputs, n_features)."""
         outputs = self.decoder(z)
         if self.likelihood.standardizes:
             return outputs
-        location = self.link_location + self.link_scale * outputs[..., :1, :]
-        return torch.cat([location, outputs[..., 1:, :]], -2)
+        padding = (0, 0, 0, self.likelihood.n_outputs - 1)
+        location = nn.functional.pad(self.link_location.unsqueeze(0), padding)
+        scale = nn.functional.pad(self.link_scale.unsqueeze(0), padding, value=1.0)
+        return torch.addcmul(location, scale, outputs)
 
     def infer(self, rows: Rows, params: tuple[Tensor, ...] | None = None) -> Posterior:
         """Posterior of the latents of each row."""
@@ -195,9 +207,8 @@ class StructuredVAE(nn.Module):
         posterior = self.graphical.infer(potentials, params, self.settings)
         draws = posterior.draw(noise)
         reconstruction = self.log_likelihood(rows, draws)
-        variance = posterior.covariance.diagonal(dim1=-2, dim2=-1)
         reconstruction = reconstruction - control_variate(
-            potentials, posterior.mean, variance, draws
+            potentials, posterior.mean, posterior.variance, draws
         )
         return ELBOTerms(reconstruction.mean(0), posterior)
 
@@ -236,8 +247,7 @@ def control_variate(
     tensor([[0.5000],
             [0.0000]])
     """
-    r, R = (field.detach() for field in potentials)
+    r, R = potentials.precision_mean.detach(), 0.5 * potentials.precision.detach()
     # Written about the posterior mean: squares of latents themselves would cancel in float32.
-    deviation = draws - mean
-    linear = (r - R * mean) * deviation
-    return (linear - 0.5 * R * (deviation.square() - variance)).sum(-1)
+    slope = r - R * (draws + mean)
+    return torch.addcmul(R * variance, slope, draws - mean).sum(-1)

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -129,10 +130,7 @@ class SequenceRows(NamedTuple):
     def take(self, sequences: Tensor) -> "SequenceRows":
         """Select sequences by index."""
         lengths = self.lengths[sequences]
-        first = (self.lengths.cumsum(0) - self.lengths)[sequences]
-        before = lengths.cumsum(0) - lengths
-        shift = torch.repeat_interleave(first - before, lengths)
-        rows = shift + torch.arange(len(shift), device=shift.device)
+        rows = steps_of((self.lengths.cumsum(0) - self.lengths)[sequences], lengths)
         places = None if self.places is None else self.places[rows]
         return SequenceRows(self.observed[rows], self.encoded[rows], lengths, self.memory, places)
 
@@ -169,13 +167,76 @@ class SequenceRows(NamedTuple):
 
     def parts(self, n_rows: int) -> Iterator["SequenceRows"]:
         """All sequences in order, at most so many steps with padding at a time, or one sequence."""
-        lengths = self.lengths.tolist()
-        first = longest = 0
-        for i, length in enumerate([*lengths, math.inf]):
-            longest = max(longest, length)
-            if i > first and longest * (i + 1 - first) > n_rows:
-                yield self.take(torch.arange(first, i, device=self.lengths.device))
-                first, longest = i, length
+        for sequences in sequences_in_order(self.lengths, n_rows):
+            yield self.take(sequences)
+
+    def steps(self, numbers: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Steps, numbered over all sequences; `observed` and `encoded`."""
+        rows = torch.as_tensor(numbers, device=self.observed.device)
+        return self.observed[rows], self.encoded[rows]
+
+    def windows(self, sequence: Tensor, start: Tensor, length: Tensor) -> "SequenceRows":
+        """Stretches of the sequences, stacked."""
+        before = self.lengths.cumsum(0) - self.lengths
+        rows = steps_of(before[sequence] + start, length)
+        return SequenceRows(self.observed[rows], self.encoded[rows], length)
+
+
+def steps_of(first: Tensor, lengths: Tensor) -> Tensor:
+    """Numbers of the steps of some sequences, one sequence after the other.
+
+    Parameters
+    ----------
+    first : Tensor of int of shape (n_sequences,)
+        Number of the first step of each.
+    lengths : Tensor of int of shape (n_sequences,)
+        Steps of each.
+
+    Returns
+    -------
+    Tensor of int of shape (n_steps,)
+        With ``n_steps = lengths.sum()``.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sksvae.sequence_objective import steps_of
+    >>> steps_of(torch.tensor([7, 0]), torch.tensor([2, 3]))
+    tensor([7, 8, 0, 1, 2])
+    """
+    before = lengths.cumsum(0) - lengths
+    shift = torch.repeat_interleave(first - before, lengths)
+    return shift + torch.arange(len(shift), device=shift.device)
+
+
+def sequences_in_order(lengths: Tensor, n_rows: int) -> Iterator[Tensor]:
+    """Sequences in order, at most so many steps with padding at a time, or one sequence.
+
+    Parameters
+    ----------
+    lengths : Tensor of int of shape (n_sequences,)
+        Steps of each.
+    n_rows : int
+        Most steps of a padded batch of several sequences.
+
+    Yields
+    ------
+    Tensor of int
+        Numbers of sequences.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sksvae.sequence_objective import sequences_in_order
+    >>> list(sequences_in_order(torch.tensor([2, 3, 9]), n_rows=6))
+    [tensor([0, 1]), tensor([2])]
+    """
+    first = longest = 0
+    for i, length in enumerate([*lengths.tolist(), math.inf]):
+        longest = max(longest, length)
+        if i > first and longest * (i + 1 - first) > n_rows:
+            yield torch.arange(first, i, device=lengths.device)
+            first, longest = i, length
 
 
 class SequenceVAE(StructuredVAE):

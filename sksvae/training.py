@@ -4,13 +4,14 @@
 import copy
 import math
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.adam import adam
 
 from sksvae.distributed import current_process
 from sksvae.objective import ELBOTerms, Rows, StructuredVAE
@@ -100,6 +101,89 @@ class EpochRecord:
         )
 
 
+class Adam:
+    """Adam as `torch.optim.Adam` takes its steps, for groups of tensors.
+
+    The class of torch imports the whole compiler of torch when it is first used, which takes longer
+    than to fit a small model, and each of its steps costs more than the computation.
+
+    Parameters
+    ----------
+    groups : sequence of pair of sequence of Tensor and float
+        Tensors that are moved along their ``grad``, and their learning rate.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sksvae.training import Adam
+    >>> value = torch.zeros(1, requires_grad=True)
+    >>> adam = Adam([([value], 0.5)])
+    >>> value.grad = torch.tensor([3.0])
+    >>> adam.step()
+    >>> value.detach()
+    tensor([-0.5000])
+    """
+
+    def __init__(self, groups: Sequence[tuple[Sequence[Tensor], float]]) -> None:
+        self.param_groups: list[dict[str, Any]] = [
+            {"params": list(params), "lr": rate, "initial_lr": rate} for params, rate in groups
+        ]
+        # By the number of the tensor, from its first step on.
+        self.state: dict[int, dict[str, Tensor]] = {}
+
+    def _numbers(self) -> Iterator[tuple[dict[str, Any], range]]:
+        first = 0
+        for group in self.param_groups:
+            yield group, range(first, first := first + len(group["params"]))
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Move all tensors."""
+        for group, numbers in self._numbers():
+            params = group["params"]
+            for number, param in zip(numbers, params, strict=True):
+                if number not in self.state:
+                    self.state[number] = {
+                        "step": torch.zeros((), dtype=torch.float32, device=param.device),
+                        "exp_avg": torch.zeros_like(param),
+                        "exp_avg_sq": torch.zeros_like(param),
+                    }
+            slots = [self.state[number] for number in numbers]
+            adam(
+                params,
+                [param.grad for param in params],
+                [slot["exp_avg"] for slot in slots],
+                [slot["exp_avg_sq"] for slot in slots],
+                max_exp_avg_sqs=[],
+                state_steps=[slot["step"] for slot in slots],
+                fused=True,
+                amsgrad=False,
+                beta1=0.9,
+                beta2=0.999,
+                lr=group["lr"],
+                weight_decay=0.0,
+                eps=1e-8,
+                maximize=False,
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Moments, step counts and learning rates, in the layout of torch."""
+        groups = [{**group, "params": list(numbers)} for group, numbers in self._numbers()]
+        return {"state": {n: dict(slot) for n, slot in self.state.items()}, "param_groups": groups}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go back to a `state_dict`, which stays as it is."""
+        for group, saved in zip(self.param_groups, state["param_groups"], strict=True):
+            group.update({name: saved[name] for name in ("lr", "initial_lr")})
+        params = [param for group in self.param_groups for param in group["params"]]
+        self.state = {
+            number: {
+                name: value.to(params[number].device, copy=True) for name, value in slot.items()
+            }
+            for number, slot in state["state"].items()
+        }
+
+
 class Trainer:
     """Takes training steps on a model and keeps what must survive between them.
 
@@ -127,20 +211,11 @@ class Trainer:
         self.settings = settings
         self.generator = generator
         self.process = current_process()
-        groups = [
-            {"params": list(parameters), "lr": rate, "initial_lr": rate}
-            for parameters, rate in (
-                (
-                    (*model.encoder.parameters(), *model.decoder.parameters()),
-                    settings.learning_rate,
-                ),
-                (
-                    model.likelihood_params.parameters(),
-                    settings.noise_rate * settings.learning_rate,
-                ),
-            )
-        ]
-        self.adam = torch.optim.Adam(groups, fused=True)
+        self.networks = list(model.parameters())
+        networks = [*model.encoder.parameters(), *model.decoder.parameters()]
+        noise, rate = list(model.likelihood_params.parameters()), settings.learning_rate
+        # Like an optimiser of torch for those who keep its state, but not derived from one.
+        self.adam: Any = Adam([(networks, rate), (noise, settings.noise_rate * rate)])
 
     def set_progress(self, fraction: float) -> None:
         """Set the learning rate for a point of training between 0 and 1."""
@@ -189,7 +264,7 @@ class Trainer:
         gradients = self._gradients(None if faults[:3].any() else terms, params, len(rows))
         faults, *sums = self.process.sum([faults, *gradients, *rows.remembered(share)])
         _check_faults(faults, failure)
-        for parameter in self.model.parameters():
+        for parameter in self.networks:
             parameter.grad = sums.pop(0)
         gradient = [sums.pop(0) for _ in params]
         rows.remind(sums)
@@ -214,20 +289,20 @@ class Trainer:
         Without terms there is nothing to add, but other processes may have some.
         """
         settings, weight = self.settings, 1.0
-        networks = list(self.model.parameters())
-        local_kl = networks[0].new_zeros(()) if terms is None else terms.posterior.local_kl.sum()
+        leaves = [*self.networks, *params]
+        local_kl = leaves[0].new_zeros(()) if terms is None else terms.posterior.local_kl.sum()
         if settings.beta != 1.0 or settings.capacity != 0.0:
             (total,) = self.process.sum([local_kl.detach()])
             # The slope of beta |KL - capacity|.
             weight = settings.beta * torch.sign(total / n_rows - settings.capacity)
         if terms is None:
-            return [torch.zeros_like(p) for p in (*networks, *params)]
-        self.adam.zero_grad()
-        loss = weight * (local_kl / n_rows) - terms.reconstruction.sum() / n_rows
-        loss.backward()
-        of_networks = [_gradient(p) for p in networks]
+            return [torch.zeros_like(leaf) for leaf in leaves]
+        loss = (weight * local_kl - terms.reconstruction.sum()) / n_rows
+        # Zero where nothing depends on a leaf.
+        gradients = torch.autograd.grad(loss, leaves, materialize_grads=True)
+        of_networks, of_params = gradients[: len(self.networks)], gradients[len(self.networks) :]
         if self._unbiased:
-            return of_networks + [-self.n_rows * _gradient(p) for p in params]
+            return [*of_networks, *(-self.n_rows * g for g in of_params)]
         scale, stats = self.n_rows / n_rows, self.model.graphical.total_stats(terms.posterior)
         return [*of_networks, *(scale * s for s in stats)]
 
@@ -466,17 +541,14 @@ def _inference_may_fail() -> Iterator[None]:
         raise _diverged(f"local inference failed, since {error}", _KL_ADVICE) from error
 
 
-def _gradient(value: Tensor) -> Tensor:
-    """What has been collected, zero where nothing depends on the value."""
-    return torch.zeros_like(value) if value.grad is None else value.grad
-
-
 def _faults(terms: ELBOTerms | None, failure: Exception | None, like: Tensor) -> Tensor:
     """Count what is wrong: failures, values of the two terms that are not finite, and values."""
     counts = [0.0 if failure is None else 1.0, 0.0, 0.0, 0.0, 0.0]
     if terms is not None:
         fields = terms.reconstruction.detach(), terms.posterior.local_kl.detach()
-        counts[1:3] = [float((~torch.isfinite(field)).sum()) for field in fields]
+        # A sum is finite only if all of it is, and cheaper than to look at each.
+        if not torch.isfinite(torch.stack([field.sum() for field in fields])).all():
+            counts[1:3] = [float((~torch.isfinite(field)).sum()) for field in fields]
         counts[3:] = [float(field.numel()) for field in fields]
     return like.new_tensor(counts)
 

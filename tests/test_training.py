@@ -11,7 +11,7 @@ from sksvae.graphical import StandardNormalModel
 from sksvae.inference import FixedPointSettings
 from sksvae.likelihoods.gaussian import GaussianLikelihood
 from sksvae.objective import Rows
-from sksvae.training import run_training
+from sksvae.training import Adam, run_training
 
 from .models import (
     LATENT_DIM,
@@ -327,3 +327,33 @@ def test_natural_steps_are_smaller_for_a_larger_data_set_and_never_above_one(mon
         trainer.pass_over(numbered_rows(40))
         assert sum(book.sizes) == pytest.approx(want)
         assert max(book.sizes) <= 1.0
+
+
+def test_adam_takes_the_steps_of_torch_and_reads_its_state():
+    generator = torch.Generator().manual_seed(0)
+    shapes = (3, 2), (4,), (2,)
+    copies = [[torch.ones(shape, dtype=torch.float64) for shape in shapes] for _ in range(3)]
+    ours, theirs, resumed = copies
+    adam, later = (Adam([(values[:2], 0.1), (values[2:], 0.02)]) for values in (ours, resumed))
+    groups = [
+        {"params": theirs[:2], "lr": 0.1, "initial_lr": 0.1},
+        {"params": theirs[2:], "lr": 0.02, "initial_lr": 0.02},
+    ]
+    reference = torch.optim.Adam(groups, fused=True)
+    for step in range(6):
+        for values in zip(*copies, strict=True):
+            gradient = torch.randn(values[0].shape, generator=generator, dtype=torch.float64)
+            for value in values:
+                value.grad = gradient
+        adam.step()
+        reference.step()
+        if step == 2:
+            later.load_state_dict(reference.state_dict())
+            for value, current in zip(resumed, theirs, strict=True):
+                value.copy_(current)
+        if step > 2:
+            later.step()
+    for got, want, again in zip(ours, theirs, resumed, strict=True):
+        assert torch.equal(got, want)
+        assert torch.equal(again, want)
+    reference.load_state_dict({**reference.state_dict(), "state": adam.state_dict()["state"]})

@@ -270,7 +270,7 @@ class BaseSVAE(
         scaling, rows, model = self._begin(data, likelihood, generator, self._continues(), saved)
         training, validation = self._split(rows, random_state)
         trainer = Trainer(model, len(training), self._training_settings(len(training)), generator)
-        log_jacobian = float(scaling.log_jacobian(self._values(data), likelihood).mean())
+        log_jacobian = scaling.mean_log_jacobian(self._values(data), likelihood)
         history: list[EpochRecord] = []
         keeper, stopped, interrupted = None, False, ""
 
@@ -330,7 +330,7 @@ class BaseSVAE(
         elif fitted:
             scaling = Scaling(self.location_, self.scale_)
         else:
-            scaling = Scaling.of(likelihood.working_features(self._values(data)), self.standardize)
+            scaling = Scaling.of(self._values(data), self.standardize, likelihood)
         rows = self._tensors(data, scaling, likelihood)
         if saved is not None:
             latent_dim = self._checked_latent_dim(self.n_features_in_)

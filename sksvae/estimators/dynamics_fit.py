@@ -22,8 +22,10 @@ from sksvae.graphical import DynamicsPrior, LinearDynamicsModel
 from sksvae.likelihoods.base import Likelihood
 from sksvae.sequence_objective import SequenceRows, SequenceVAE
 from sksvae.state_space import fit_state_space
+from sksvae.state_space.subspace import choose_windows
 
 _START_LENGTH = 200  # least limit of the windows for the start: long periods need them
+_START_ROWS = 20_000  # most rows in all of them
 _TRIAL_ITER = 5  # rounds of variational Bayes under each of the priors that compete
 _VB_ITER = 15  # further rounds under the best
 _VB_TOL = 1e-3  # nats per step
@@ -82,16 +84,27 @@ class DynamicsFit(SequenceSVAE):
         generator: torch.Generator,
     ) -> SequenceVAE:
         """Networks and dynamics of a linear-Gaussian state space model."""
-        features = rows.encoded.double().cpu().numpy()
-        features = np.where(np.isnan(rows.observed.cpu().numpy()), np.nan, features)
-        latent_dim = self._checked_latent_dim(features.shape[1])
-        start = fit_state_space(
-            features,
+        limits = {
+            "max_length": max(self.sequence_length, _START_LENGTH),
+            "max_rows": _START_ROWS,
+        }
+        seed = generator.initial_seed() % (2**32)
+        # Of all rows, which may be many, the numbers are enough to choose from.
+        numbers, lengths = choose_windows(
+            np.arange(len(rows)),
             rows.lengths.cpu().numpy(),
+            **limits,
+            random_state=np.random.RandomState(seed),
+        )
+        observed, encoded = (part.double().cpu().numpy() for part in rows.steps(numbers))
+        latent_dim = self._checked_latent_dim(encoded.shape[1])
+        start = fit_state_space(
+            np.where(np.isnan(observed), np.nan, encoded),
+            lengths,
             latent_dim,
-            max_length=max(self.sequence_length, _START_LENGTH),
-            **self._start_rounds(len(features)),
-            random_state=generator.initial_seed() % (2**32),
+            **limits,
+            **self._start_rounds(len(rows)),
+            random_state=seed,
         ).model
         return state_space_model(
             start,
@@ -169,7 +182,7 @@ class DynamicsFit(SequenceSVAE):
         model = self._rebuild()
         scaling, likelihood = Scaling(self.location_, self.scale_), self._fitted_likelihood()
         lengths = sequences.windows(self.sequence_length).length
-        rows = self._stacked(sequences.values, lengths, scaling, likelihood).with_memory()
+        rows = self._held(sequences.values, lengths, scaling, likelihood).with_memory()
         self._recall(model, rows)
         fit_dynamics(model, rows, max_iter=_REFIT_ITER, tol=_REFIT_TOL, chunk=CHUNK_STEPS)
         return self._with_graphical(model)

@@ -442,11 +442,7 @@ class SVAEGaussianMixture(SteeringMixin, RowSVAE):
         responsibilities : ndarray of shape (n_samples, n_components_)
             ``q(k)`` of each row.
         """
-        parts = [
-            model.graphical.responsibilities(model.encode(rows), model.settings).cpu().numpy()
-            for model, rows in self._chunks(X)
-        ]
-        return np.concatenate(parts)
+        return self._collect(X, _responsibilities)
 
     def predict(self, X):
         """Most probable component of each row.
@@ -461,7 +457,7 @@ class SVAEGaussianMixture(SteeringMixin, RowSVAE):
         labels : ndarray of shape (n_samples,)
             Indices into ``weights_``; 0 is the heaviest component.
         """
-        return self.predict_proba(X).argmax(axis=1)
+        return self._collect(X, lambda model, rows: _responsibilities(model, rows).argmax(1))
 
     def fit_predict(self, X, y=None):
         """Fit, then `predict` the same rows.
@@ -496,6 +492,10 @@ class SVAEGaussianMixture(SteeringMixin, RowSVAE):
             Component of each.
         """
         return self._sample(n_samples)
+
+
+def _responsibilities(model: StructuredVAE, rows: Rows) -> Tensor:
+    return model.graphical.responsibilities(model.encode(rows), model.settings)
 
 
 def _potentials(model: StructuredVAE, rows: Rows) -> Potentials:

@@ -53,7 +53,7 @@ class OnlineMixin:
         if not first:
             load_optimizer(trainer.adam, self.optimizer_state_)
             history = [EpochRecord(*values) for values in zip(*self.history_.values(), strict=True)]
-        log_jacobian = float(scaling.log_jacobian(self._values(data), likelihood).mean())
+        log_jacobian = scaling.mean_log_jacobian(self._values(data), likelihood)
         record = trainer.pass_over(self._cut(rows)).shifted(log_jacobian)
         result = FitResult(model, trainer, [*history, record], True, record.lower_bound)
         attributes = self._fitted_attributes(scaling, result, seen + len(rows))

@@ -3,7 +3,7 @@
 
 import math
 from abc import ABCMeta
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -16,10 +16,10 @@ from sksvae.estimators.base import BaseSVAE
 from sksvae.estimators.fitted import CHUNK, normal_points
 from sksvae.estimators.scaling import Scaling
 from sksvae.estimators.validation import unchanged_on_error
-from sksvae.graphical import Posterior
 from sksvae.importance import importance_bound
 from sksvae.likelihoods.base import Likelihood
 from sksvae.objective import Rows, StructuredVAE
+from sksvae.stored_rows import StoredRows, is_memory_map
 
 
 class RowSVAE(BaseSVAE, metaclass=ABCMeta):
@@ -107,7 +107,11 @@ class RowSVAE(BaseSVAE, metaclass=ABCMeta):
     def _values(self, data: np.ndarray) -> np.ndarray:
         return data
 
-    def _tensors(self, data: np.ndarray, scaling: Scaling, likelihood: Likelihood) -> Rows:
+    def _tensors(
+        self, data: np.ndarray, scaling: Scaling, likelihood: Likelihood
+    ) -> Rows | StoredRows:
+        if is_memory_map(data):
+            return StoredRows(data, lambda values: scaling.rows(values, likelihood, self.device))
         return scaling.rows(data, likelihood, self.device)
 
     def _min_rows(self) -> int:
@@ -127,7 +131,7 @@ class RowSVAE(BaseSVAE, metaclass=ABCMeta):
                 f"{n_training} of {len(rows)} samples for training, and at least "
                 f"{self._min_rows()} are needed. Pass more rows or lower validation_fraction."
             )
-        return rows.take(order[n_validation:]), rows.take(order[:n_validation])
+        return rows.subset(order[n_validation:]), rows.take(order[:n_validation])
 
     # ---- after a fit ----
 
@@ -138,22 +142,22 @@ class RowSVAE(BaseSVAE, metaclass=ABCMeta):
         likelihood.validate(X)
         return X, likelihood
 
-    def _chunks(self, X) -> Iterator[tuple[StructuredVAE, Rows]]:
-        """Validated rows, a bounded number at a time."""
+    def _collect(self, X, read: Callable[[StructuredVAE, Rows], Tensor]) -> np.ndarray:
+        """Read something off every row, a bounded number of rows at a time."""
         X, likelihood = self._checked_rows(X)
         scaling = Scaling(self.location_, self.scale_)
         model = self._rebuild()
-        with torch.no_grad():
-            for start in range(0, X.shape[0], CHUNK):
-                chunk = X[start : start + CHUNK]
-                rows = scaling.rows(chunk, likelihood, self.device)
-                self._check_reach(chunk, rows, range(start, X.shape[0]))
-                yield model, rows
-
-    def _collect(self, X, read: Callable[[Posterior], Tensor]) -> np.ndarray:
-        """Read something off the posterior of every row."""
-        parts = [read(model.infer(rows)).cpu().numpy() for model, rows in self._chunks(X)]
-        return np.concatenate(parts)
+        collected = None
+        for start in range(0, X.shape[0], CHUNK):
+            chunk = X[start : start + CHUNK]
+            rows = scaling.rows(chunk, likelihood, self.device)
+            self._check_reach(chunk, rows, range(start, X.shape[0]))
+            with torch.no_grad():
+                part = read(model, rows).cpu().numpy()
+            if collected is None:
+                collected = np.empty((X.shape[0], *part.shape[1:]), part.dtype)
+            collected[start : start + CHUNK] = part
+        return collected
 
     def transform(self, X):
         """Posterior mean of the latents of each row.
@@ -168,7 +172,7 @@ class RowSVAE(BaseSVAE, metaclass=ABCMeta):
         Z : ndarray of shape (n_samples, latent_dim)
             Posterior means.
         """
-        return self._collect(X, lambda posterior: posterior.mean)
+        return self._collect(X, lambda model, rows: model.infer(rows).mean)
 
     def score_samples(self, X):
         """Log-likelihood of each row, bounded from below by importance weighting.
@@ -191,17 +195,19 @@ class RowSVAE(BaseSVAE, metaclass=ABCMeta):
         check_is_fitted(self)
         # The same points for every row: equal rows get equal values.
         noise = normal_points(self.n_importance, np.empty(self.latent_dim_, self.location_.dtype))
-        parts = []
-        for model, rows in self._chunks(X):
-            n_at_once = max(1, 65_536 // self.n_importance)
-            for start in range(0, len(rows), n_at_once):
-                part = rows.take(slice(start, start + n_at_once))
-                bound = importance_bound(model, part, noise.to(part.encoded.device))
-                parts.append(bound.cpu().numpy())
+        n_at_once = max(1, 65_536 // self.n_importance)
+
+        def read(model: StructuredVAE, rows: Rows) -> Tensor:
+            points = noise.to(rows.encoded.device)
+            return torch.cat(
+                [importance_bound(model, part, points) for part in rows.parts(n_at_once)]
+            )
+
+        bounds = self._collect(X, read)
         scaling = Scaling(self.location_, self.scale_)
         # It is the same for all complete rows.
         jacobian = scaling.log_jacobian(self.location_[None], self._fitted_likelihood())[0]
-        return np.concatenate(parts) + self.location_.dtype.type(jacobian)
+        return bounds + self.location_.dtype.type(jacobian)
 
     def score(self, X, y=None):
         """Mean of `score_samples` over rows.

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Starting points for sequences: networks and dynamics of a linear state space model."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from sksvae.inference import FixedPointSettings
 from sksvae.likelihoods.base import Likelihood
 from sksvae.sequence_objective import SequenceRows, SequenceVAE, padded
 from sksvae.state_space import StateSpace
+from sksvae.stored_rows import StoredSequenceRows
 
 # Least precision of a potential at the start: directions of which one step says nothing keep a
 # gradient, and what they lose is far below what the unit variance of the latents says.
@@ -210,7 +211,7 @@ def fit_dynamics(
     """
     bound = -np.inf
     with torch.no_grad():
-        parts = _encoded(model, rows, chunk)
+        parts = _Encoded(model, rows, chunk)
         for _ in range(max_iter):
             previous = bound
             bound, total = _round(model, parts, len(rows))
@@ -238,17 +239,28 @@ def dynamics_bound(model: SequenceVAE, rows: SequenceRows, *, chunk: int) -> flo
         As `fit_dynamics` reports it, with q(theta) as it stands.
     """
     with torch.no_grad():
-        return _round(model, _encoded(model, rows, chunk), len(rows))[0]
+        return _round(model, _Encoded(model, rows, chunk), len(rows))[0]
 
 
-def _encoded(
-    model: SequenceVAE, rows: SequenceRows, chunk: int
-) -> list[tuple[Potentials, SequenceRows]]:
-    return [(padded(model.encode(part), part.mask), part) for part in rows.parts(chunk)]
+class _Encoded:
+    """Potentials of sequences, some of them at a time: kept, or found anew from stored rows."""
+
+    def __init__(
+        self, model: SequenceVAE, rows: SequenceRows | StoredSequenceRows, chunk: int
+    ) -> None:
+        self.model, self.rows, self.chunk = model, rows, chunk
+        self.kept = None if isinstance(rows, StoredSequenceRows) else list(self._found())
+
+    def __iter__(self) -> Iterator[tuple[Potentials, SequenceRows]]:
+        return self._found() if self.kept is None else iter(self.kept)
+
+    def _found(self) -> Iterator[tuple[Potentials, SequenceRows]]:
+        for part in self.rows.parts(self.chunk):
+            yield padded(self.model.encode(part), part.mask), part
 
 
 def _round(
-    model: SequenceVAE, parts: list[tuple[Potentials, SequenceRows]], n_rows: int
+    model: SequenceVAE, parts: Iterable[tuple[Potentials, SequenceRows]], n_rows: int
 ) -> tuple[float, Sequence[Tensor]]:
     """Bound per row and total statistics under the dynamics as they stand."""
     graphical = model.graphical

@@ -18,12 +18,13 @@ from torch import Tensor
 
 from sksvae.estimators.base import BaseSVAE
 from sksvae.estimators.containers import frames_of_tables_only
-from sksvae.estimators.scaling import Scaling
+from sksvae.estimators.scaling import Scaling, pieces
 from sksvae.estimators.validation import unchanged_on_error
 from sksvae.graphical import ChainPosterior
 from sksvae.likelihoods.base import Likelihood
 from sksvae.sequence_objective import SequenceRows, SequenceVAE
 from sksvae.sequences import Sequences, Windows, read_sequences, split_sequences
+from sksvae.stored_rows import StoredSequenceRows, is_memory_map
 
 CHUNK_STEPS = 32_768  # steps, with padding, that are in memory at a time outside training
 # Steps of a minibatch: many small ones take long, few large ones learn little in an epoch.
@@ -161,7 +162,7 @@ class SequenceSVAE(BaseSVAE, metaclass=ABCMeta):
 
     @staticmethod
     def _check_observed(sequences: Sequences) -> None:
-        if np.isnan(sequences.values).all():
+        if all(np.isnan(part).all() for part in pieces(sequences.values)):
             raise ValueError("X has no observed value: every entry is NaN.")
 
     def _read(self, X, groups, rows: str, reset: bool, **options) -> Sequences:
@@ -178,8 +179,23 @@ class SequenceSVAE(BaseSVAE, metaclass=ABCMeta):
     def _arrays(self, data: Sequences) -> tuple[np.ndarray, ...]:
         return data.values, data.lengths
 
-    def _tensors(self, data: Sequences, scaling: Scaling, likelihood: Likelihood) -> SequenceRows:
-        return self._stacked(data.values, data.lengths, scaling, likelihood)
+    def _tensors(
+        self, data: Sequences, scaling: Scaling, likelihood: Likelihood
+    ) -> SequenceRows | StoredSequenceRows:
+        return self._held(data.values, data.lengths, scaling, likelihood)
+
+    def _held(
+        self, values: np.ndarray, lengths: np.ndarray, scaling: Scaling, likelihood: Likelihood
+    ) -> SequenceRows | StoredSequenceRows:
+        """Steps of all sequences: where they are, if that is a memory map."""
+        if not is_memory_map(values):
+            return self._stacked(values, lengths, scaling, likelihood)
+        n_steps = torch.as_tensor(lengths, device=self.device)
+
+        def read(some: np.ndarray) -> tuple[Tensor, Tensor]:
+            return self._stacked(some, lengths, scaling, likelihood)[:2]
+
+        return StoredSequenceRows(values, read, n_steps.cumsum(0) - n_steps, n_steps)
 
     def _stacked(
         self, values: np.ndarray, lengths: np.ndarray, scaling: Scaling, likelihood: Likelihood
@@ -198,13 +214,17 @@ class SequenceSVAE(BaseSVAE, metaclass=ABCMeta):
         if self.early_stopping:
             kept, held_out = split_sequences(lengths, self.validation_fraction, random_state)
         uncut = torch.as_tensor(kept.cut(_UNCUT).length, device=self.device)
-        training = _chosen(rows, lengths, kept.cut(_UNCUT).cut(self.sequence_length))
-        training = training.with_memory(uncut)
-        return training, None if held_out is None else _chosen(rows, lengths, held_out)
+        training = _chosen(rows, kept.cut(_UNCUT).cut(self.sequence_length)).with_memory(uncut)
+        if held_out is None:
+            return training, None
+        # Their bound is computed all at once, from tensors.
+        return training, _chosen(rows, held_out).take(
+            torch.arange(len(held_out), device=uncut.device)
+        )
 
     def _cut(self, rows: SequenceRows) -> SequenceRows:
-        lengths = rows.lengths.cpu().numpy()
-        return _chosen(rows, lengths, Windows.whole(lengths).cut(self.sequence_length))
+        whole = Windows.whole(rows.lengths.cpu().numpy())
+        return _chosen(rows, whole.cut(self.sequence_length))
 
     # ---- after a fit ----
 
@@ -319,14 +339,7 @@ class SequenceSVAE(BaseSVAE, metaclass=ABCMeta):
         return tags
 
 
-def _chosen(rows: SequenceRows, lengths: np.ndarray, windows: Windows) -> SequenceRows:
-    """Steps of windows, stacked."""
-    first = np.cumsum(lengths) - lengths
-    before = np.cumsum(windows.length) - windows.length
-    shift = np.repeat(first[windows.sequence] + windows.start - before, windows.length)
-    chosen = torch.as_tensor(shift + np.arange(shift.size), device=rows.observed.device)
-    return SequenceRows(
-        rows.observed[chosen],
-        rows.encoded[chosen],
-        torch.as_tensor(windows.length, device=rows.observed.device),
-    )
+def _chosen(rows: SequenceRows, windows: Windows) -> SequenceRows:
+    """Steps of windows, stacked, or where they are stored."""
+    parts = (windows.sequence, windows.start, windows.length)
+    return rows.windows(*(torch.as_tensor(part, device=rows.observed.device) for part in parts))

@@ -3,9 +3,10 @@
 
 import numpy as np
 import torch
+from scipy import linalg
 from torch import Tensor
 
-from sksvae.estimators.scaling import Scaling
+from sksvae.estimators.scaling import Scaling, rows_of_a_piece
 from sksvae.graphical import GraphicalModel
 from sksvae.inference import FixedPointSettings
 from sksvae.initialization import principal_axes
@@ -35,7 +36,7 @@ def sample_rows(rows: Rows, random_state: np.random.RandomState) -> tuple[Rows, 
         How many rows each of them stands for.
     """
     if len(rows) <= _SAMPLE_ROWS:
-        return rows, 1.0
+        return rows.take(slice(None)), 1.0
     chosen = random_state.permutation(len(rows))[:_SAMPLE_ROWS]
     sample = rows.take(torch.as_tensor(chosen, device=rows.observed.device))
     return sample, len(rows) / _SAMPLE_ROWS
@@ -80,7 +81,7 @@ def linear_model(
     """
     n_features = rows.observed.shape[1]
     latent_dim = graphical.latent_dim
-    axes, left = principal_axes(rows.encoded.double().cpu().numpy(), latent_dim)
+    axes, left = principal_axes(_with_the_same_moments(rows), latent_dim)
     like = rows.encoded
 
     def tensor(array: np.ndarray) -> Tensor:
@@ -106,6 +107,21 @@ def linear_model(
     model.decoder.reset(tensor(axes), further.to(like.device), generator)
     model.encoder.reset(tensor(axes), _evidence_precision(model, tensor(axes)), generator)
     return model
+
+
+def _with_the_same_moments(rows: Rows) -> np.ndarray:
+    """What the encoder sees of all rows, or a few rows with the second moments of many.
+
+    Nothing else of them matters to principal axes.
+    """
+    n_features = rows.encoded.shape[1]
+    n_at_once = rows_of_a_piece(n_features)
+    parts = (part.encoded.double().cpu().numpy() for part in rows.parts(n_at_once))
+    if len(rows) <= n_at_once:
+        return next(parts)
+    moments = sum(part.T @ part for part in parts) / len(rows)
+    variances, vectors = linalg.eigh(moments)
+    return np.sqrt(n_features * variances.clip(0.0))[:, None] * vectors.T
 
 
 def _evidence_precision(model: StructuredVAE, axes: Tensor) -> Tensor:

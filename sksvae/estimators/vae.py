@@ -12,6 +12,7 @@ from sksvae.graphical import StandardNormalModel
 from sksvae.objective import Rows, StructuredVAE
 from sksvae.training import EpochRecord
 
+_AT_ONCE = 16_384  # rows that are encoded together at the start
 _LEAST_PRECISION = 1e-3  # of potentials at the start, against the prior's of one
 
 
@@ -192,10 +193,13 @@ class VAE(RowSVAE):
         # The nonlinear part adds a little to the variance: the second round takes that off.
         for _ in range(2):
             with torch.no_grad():
-                r, R = model.encode(rows)
-                scale = (r / R).square().mean(0).sqrt()
+                square = precision = 0.0
+                for part in rows.parts(_AT_ONCE):
+                    r, R = model.encode(part)
+                    square = square + (r / R).square().sum(0) / len(rows)
+                    precision = precision + R.sum(0) / len(rows)
                 # Along an axis without variation the posterior starts at the prior.
-                scale = scale.maximum((_LEAST_PRECISION / R.mean(0)).sqrt())
+                scale = square.sqrt().maximum((_LEAST_PRECISION / precision).sqrt())
                 model.encoder.skip.div_(scale)
                 # A latent that is `scale` times smaller is that much better known.
                 model.encoder.log_precision.add_(2.0 * scale.log())

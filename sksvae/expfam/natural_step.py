@@ -95,12 +95,8 @@ def _mniw_step(standard: MNIWParams, tangent: MNIWNatural, step_size: float) -> 
     d_precision, d_precision_mean, d_quadratic, d_count = tangent
     d_column = -2.0 * d_quadratic
     d_cross = d_precision_mean - mean @ d_column
-    d_scale = (
-        -2.0 * d_precision
-        - d_precision_mean @ mean.mT
-        - mean @ d_precision_mean.mT
-        + mean @ d_column @ mean.mT
-    )
+    # Up to its antisymmetric part: -2 d_eta1 - d_eta2 M' - M d_eta2' + M dV M'.
+    d_scale = -2.0 * (d_precision + (d_precision_mean + mean @ d_quadratic) @ mean.mT)
     rho = torch.full_like(dof, step_size)
     for _ in range(_MAX_HALVINGS):
         rho_matrix = rho[..., None, None]
@@ -110,12 +106,10 @@ def _mniw_step(standard: MNIWParams, tangent: MNIWNatural, step_size: float) -> 
         whitened = torch.linalg.solve_triangular(column_factor, cross.mT, upper=False)
         new_scale = symmetrize(scale + rho_matrix * d_scale - whitened.mT @ whitened)
         new_dof = dof + 2.0 * rho * d_count
-        inside = (
-            _succeeded(column_factor, column_info)
-            & _succeeded(*torch.linalg.cholesky_ex(new_scale))
-            & (new_dof > scale.shape[-1] - 1)
-            & (new_dof < math.inf)
-        )
+        scale_factor, scale_info = torch.linalg.cholesky_ex(new_scale)
+        # LAPACK reports NaN but lets an infinite pivot through.
+        finite = _trace(column_factor) + _trace(scale_factor) + new_dof < math.inf
+        inside = ((column_info | scale_info) == 0) & (new_dof > scale.shape[-1] - 1) & finite
         if inside.all():
             shift = torch.linalg.solve_triangular(column_factor.mT, whitened, upper=True).mT
             return MNIWParams(new_scale, mean + shift, new_column, new_dof)
@@ -123,9 +117,8 @@ def _mniw_step(standard: MNIWParams, tangent: MNIWNatural, step_size: float) -> 
     raise _no_step("an (M)NIW")
 
 
-def _succeeded(factor: Tensor, info: Tensor) -> Tensor:
-    # LAPACK reports NaN but lets an infinite pivot through, hence the second condition.
-    return (info == 0) & (factor.diagonal(dim1=-2, dim2=-1).sum(-1) < math.inf)
+def _trace(matrix: Tensor) -> Tensor:
+    return matrix.diagonal(dim1=-2, dim2=-1).sum(-1)
 
 
 def _no_step(family: str) -> ValueError:

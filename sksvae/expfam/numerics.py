@@ -96,8 +96,9 @@ def cholesky(matrix: Tensor, name: str) -> Tensor:
     """
     factor, info = torch.linalg.cholesky_ex(matrix)
     # LAPACK reports NaN but lets an infinite pivot through, hence the second condition.
-    valid = (info == 0) & (factor.detach().diagonal(dim1=-2, dim2=-1).sum(-1) < math.inf)
-    if not valid.all():
+    pivots = factor.detach().diagonal(dim1=-2, dim2=-1)
+    if info.any() or not pivots.sum() < math.inf:
+        valid = (info == 0) & (pivots.sum(-1) < math.inf)
         index = tuple((~valid).nonzero()[0].tolist())
         raise torch.linalg.LinAlgError(
             f"{name} must be positive definite and finite; it is not in batch entry {index}."

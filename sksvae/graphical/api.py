@@ -9,7 +9,7 @@ from typing import Generic, NamedTuple, Self, TypeVar
 import torch
 from torch import Tensor
 
-from sksvae.inference import FixedPointSettings, draw_gaussian
+from sksvae.inference import FixedPointSettings
 from sksvae.inference.block_tridiagonal import ChainMethod
 
 DEFAULT_SETTINGS = FixedPointSettings()
@@ -40,6 +40,8 @@ class Posterior:
         ``E[z]``.
     covariance : Tensor of shape (n_rows, latent_dim, latent_dim)
         ``Cov[z]``.
+    root : Tensor of shape (n_rows, latent_dim, latent_dim)
+        Any ``U`` with ``U U' = Cov[z]``.
     responsibilities : Tensor of shape (n_rows, n_components)
         ``q(k)``; a single column of ones where there is no discrete latent.
     local_kl : Tensor of shape (n_rows,)
@@ -62,6 +64,7 @@ class Posterior:
 
     mean: Tensor
     covariance: Tensor
+    root: Tensor
     responsibilities: Tensor
     local_kl: Tensor
     n_updates: Tensor
@@ -72,8 +75,14 @@ class Posterior:
         """``E[zz']``, of shape (n_rows, latent_dim, latent_dim)."""
         return self.covariance + self.mean.unsqueeze(-1) * self.mean.unsqueeze(-2)
 
+    @property
+    def variance(self) -> Tensor:
+        """Diagonal of ``Cov[z]``, of shape (n_rows, latent_dim)."""
+        # By way of the root, which draws need anyway: its gradient comes for little more.
+        return self.root.square().sum(-1)
+
     def draw(self, noise: Tensor) -> Tensor:
-        """Reparameterised draws of z.
+        """Reparameterised draws ``E[z] + U eps``.
 
         Parameters
         ----------
@@ -85,7 +94,7 @@ class Posterior:
         Tensor of shape (n_draws, n_rows, latent_dim)
             Draws, differentiable in the posterior.
         """
-        return draw_gaussian(self.mean, self.covariance, noise)
+        return self.mean + (self.root @ noise.unsqueeze(-1)).squeeze(-1)
 
 
 @dataclass(frozen=True)

@@ -58,34 +58,37 @@ class _Coupling(NamedTuple):
     def linear(self, mean: Tensor, second_moment: Tensor) -> Tensor:
         """``Theta mu_z``: ``h_k'E[z] - tr(J_k E[zz'])/2``, without the constants."""
         quadratic = second_moment.flatten(1) @ self.precision.flatten(1).mT
-        return mean @ self.precision_mean.mT - 0.5 * quadratic
+        return torch.addmm(quadratic, mean, self.precision_mean.mT, beta=-0.5)
 
     def logits(self, moments: GaussianMoments) -> Tensor:
         """``omega_k``, of shape (n_rows, K)."""
         return self.constant + self.linear(moments.mean, moments.second_moment)
 
 
-def _conditional(potentials: Potentials, coupling: _Coupling) -> Callable[..., GaussianMoments]:
-    """``q(z)`` as a function of q(k), for all rows or for those with the given indices."""
-    r, R = potentials
-    precision = torch.diag_embed(R)
+class _Evidence(NamedTuple):
+    """Natural parameters of the potentials, with whole matrices."""
 
-    def moments_of(point: Tensor, rows: Tensor | None = None) -> GaussianMoments:
-        h, J = coupling.to_gaussian(point)
-        if rows is None:
-            return gaussian_moments(r + h, precision + J)
-        return gaussian_moments(r[rows] + h, precision[rows] + J)
+    precision_mean: Tensor
+    precision: Tensor
 
-    return moments_of
+    @classmethod
+    def from_potentials(cls, potentials: Potentials) -> "_Evidence":
+        return cls(potentials.precision_mean, torch.diag_embed(potentials.precision))
+
+    def posterior(self, added: tuple[Tensor, Tensor]) -> GaussianMoments:
+        """``q(z)`` given what q(k) adds, see `_Coupling.to_gaussian`."""
+        h, J = added
+        return gaussian_moments(self.precision_mean + h, self.precision + J)
 
 
 def _block_update(
-    moments_of: Callable[[Tensor, Tensor | None], GaussianMoments], coupling: _Coupling
+    evidence: _Evidence, coupling: _Coupling
 ) -> Callable[[Tensor, Tensor | None], Tensor]:
-    """One round: q(z) given q(k), then q(k) given q(z)."""
+    """One round for all rows or some: q(z) given q(k), then q(k) given q(z)."""
 
     def update(point: Tensor, rows: Tensor | None = None) -> Tensor:
-        return coupling.logits(moments_of(point, rows)).softmax(-1)
+        given = evidence if rows is None else _Evidence(*(field[rows] for field in evidence))
+        return coupling.logits(given.posterior(coupling.to_gaussian(point))).softmax(-1)
 
     return update
 
@@ -137,25 +140,27 @@ class GaussianMixtureModel(GraphicalModel):
     ) -> Posterior:
         """Mean field ``q(z) q(k)`` of each row, see `sksvae.inference.mean_field`."""
         coupling = _Coupling.from_params(params)
-        moments_of = _conditional(potentials, coupling)
+        evidence = _Evidence.from_potentials(potentials)
         differentiate = self.n_components > 1 and torch.is_grad_enabled()
         if differentiate and settings.gradient == "unrolled":
-            update = _block_update(moments_of, coupling)
-            point, end = _unrolled(update, self._start(potentials, coupling), settings)
+            update = _block_update(evidence, coupling)
+            point, end = _unrolled(update, self._start(evidence, coupling), settings)
         else:
-            end = self._fixed_point(potentials, coupling, settings)
+            end = self._fixed_point(evidence, coupling, settings)
             point = end.point
             if differentiate:
-                moments = moments_of(point)
+                moments = evidence.posterior(coupling.to_gaussian(point))
                 fisher, curvature = _adjoint_operators(coupling, moments, point)
                 following = coupling.logits(moments).softmax(-1)
                 point = attach_implicit_gradient(following, end, fisher, curvature, settings)
-        moments = moments_of(point)
+        added = coupling.to_gaussian(point)
+        moments = evidence.posterior(added)
         return Posterior(
             mean=moments.mean,
             covariance=moments.covariance,
+            root=moments.root,
             responsibilities=point,
-            local_kl=_local_kl(moments, point, coupling),
+            local_kl=_local_kl(potentials, moments, added, point, coupling.constant),
             n_updates=end.n_updates,
             converged=end.converged,
         )
@@ -177,15 +182,17 @@ class GaussianMixtureModel(GraphicalModel):
             Without a gradient.
         """
         coupling = _Coupling.from_params(self.expected_params())
-        return self._fixed_point(potentials, coupling, settings).point
+        evidence = _Evidence.from_potentials(potentials)
+        return self._fixed_point(evidence, coupling, settings).point
 
+    @torch.no_grad()
     def _fixed_point(
-        self, potentials: Potentials, coupling: "_Coupling", settings: FixedPointSettings
+        self, evidence: _Evidence, coupling: _Coupling, settings: FixedPointSettings
     ) -> FixedPoint:
         if self.n_components == 1:
-            return _sure(potentials.precision_mean)
-        update = _block_update(_conditional(potentials, coupling), coupling)
-        start = self._start(potentials, coupling)
+            return _sure(evidence.precision_mean)
+        update = _block_update(evidence, coupling)
+        start = self._start(evidence, coupling)
         return solve_fixed_point(update, start, settings.max_updates, settings.tol)
 
     def expected_log_joint(self, posterior: Posterior) -> Tensor:
@@ -206,7 +213,7 @@ class GaussianMixtureModel(GraphicalModel):
             return coupling.constant + coupling.linear(posterior.mean, posterior.second_moment)
 
     @torch.no_grad()
-    def _start(self, potentials: Potentials, coupling: _Coupling) -> Tensor:
+    def _start(self, evidence: _Evidence, coupling: _Coupling) -> Tensor:
         """First q(k): the evidence of z under one Gaussian with the moments of the mixture.
 
         It needs one factorisation per row and, unlike a start from the potentials alone, stays
@@ -215,11 +222,10 @@ class GaussianMixtureModel(GraphicalModel):
         weights, means, covariances = self.point_parameters()
         mean = weights @ means
         deviation = means - mean
-        covariance = torch.einsum("k,kij->ij", weights, covariances)
-        covariance = covariance + torch.einsum("k,ki,kj->ij", weights, deviation, deviation)
+        covariance = (weights @ covariances.flatten(1)).view_as(covariances[0])
+        covariance = covariance + (weights[:, None] * deviation).mT @ deviation
         precision = torch.cholesky_inverse(torch.linalg.cholesky(covariance))
-        r, R = potentials
-        moments = gaussian_moments(r + precision @ mean, torch.diag_embed(R) + precision)
+        moments = evidence.posterior((precision @ mean, precision))
         return coupling.logits(moments).softmax(-1)
 
     def point_parameters(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -441,18 +447,30 @@ def _adjoint_operators(coupling: _Coupling, moments: GaussianMoments, point: Ten
         d_h, d_J = coupling.to_gaussian(v)
         column = mean.unsqueeze(-1)
         d_mean = covariance @ (d_h.unsqueeze(-1) - d_J @ column)
-        cross = d_mean @ column.mT
-        d_second = cross + cross.mT - covariance @ d_J @ covariance
+        # Not made symmetric, since it meets symmetric matrices only.
+        d_second = 2.0 * d_mean * column.mT - covariance @ d_J @ covariance
         return coupling.linear(d_mean.squeeze(-1), d_second)
 
     return fisher, curvature
 
 
-def _local_kl(moments: GaussianMoments, point: Tensor, coupling: _Coupling) -> Tensor:
-    """``E log q(z) + E log q(k) - sum_k q(k) E phi_k(z)``, per row."""
-    dim = moments.mean.shape[-1]
-    negative_entropy_z = 0.5 * (moments.log_det_precision - dim * (1 + _LOG_2PI))
+def _local_kl(
+    potentials: Potentials,
+    moments: GaussianMoments,
+    added: tuple[Tensor, Tensor],
+    point: Tensor,
+    constant: Tensor,
+) -> Tensor:
+    """``E log q(z) + E log q(k) - sum_k q(k) E phi_k(z)``, per row.
+
+    ``sum_k q(k) phi_k(z)`` is ``h'z - z'Jz/2`` and a constant, where ``(h, J)`` is what q(k) adds
+    to the potentials. The precision of q(z) is ``J + diag(R)``, so ``tr(J V) = D - tr(diag(R) V)``.
+    """
+    h, J = added
+    mean, variance = moments.mean, moments.root.square().sum(-1)
+    slope = 0.5 * (J @ mean.unsqueeze(-1)).squeeze(-1) - h
+    gaussian = mean * slope - 0.5 * (potentials.precision * variance + _LOG_2PI)
     # 0 log 0 = 0, with a finite gradient.
-    negative_entropy_k = (point * point.clamp_min(torch.finfo(point.dtype).tiny).log()).sum(-1)
-    expected_log_joint = (point * coupling.logits(moments)).sum(-1)
-    return negative_entropy_z + negative_entropy_k - expected_log_joint
+    log_point = point.clamp_min(torch.finfo(point.dtype).tiny).log()
+    discrete = point * (log_point - constant)
+    return gaussian.sum(-1) + discrete.sum(-1) + 0.5 * moments.log_det_precision

@@ -54,6 +54,7 @@ class StandardNormalModel(GraphicalModel):
         return Posterior(
             mean=mean,
             covariance=torch.diag_embed(variance),
+            root=torch.diag_embed(variance.sqrt()),
             responsibilities=r.new_ones(n_rows, 1),
             local_kl=kl,
             n_updates=torch.ones(n_rows, dtype=torch.long, device=r.device),

@@ -21,51 +21,76 @@ class GaussianMoments(NamedTuple):
         ``J^-1``.
     log_det_precision : Tensor of shape (...)
         ``log|J|``.
+    root : Tensor of shape (..., D, D)
+        Lower Cholesky factor ``U`` of the covariance, for draws ``J^-1 h + U eps``.
     """
 
     mean: Tensor
     covariance: Tensor
     log_det_precision: Tensor
+    root: Tensor
 
     @property
     def second_moment(self) -> Tensor:
         """``E[z z']``, of shape (..., D, D)."""
-        return self.covariance + self.mean.unsqueeze(-1) * self.mean.unsqueeze(-2)
+        return torch.addcmul(self.covariance, self.mean.unsqueeze(-1), self.mean.unsqueeze(-2))
 
 
 class _GaussianMoments(torch.autograd.Function):
-    """``(h, J) -> (J^-1 h, J^-1, log|J|)`` with a backward pass of matrix products only.
+    """`GaussianMoments` of ``(h, J)`` with a backward pass of matrix products only.
 
-    With ``V = J^-1`` and ``m = V h``: ``dm = V (dh - dJ m)``, ``dV = -V dJ V`` and
-    ``d log|J| = tr(V dJ)``. It saves ``m`` and ``V`` and factorises nothing again.
+    With ``V = J^-1 = U U'`` and ``m = V h``: ``dm = V (dh - dJ m)``, ``dV = -V dJ V``,
+    ``d log|J| = tr(U' dJ U)`` and ``dU = -U phi(U' dJ U)``, where ``phi`` keeps the lower triangle
+    and halves its diagonal. It saves ``m``, ``V`` and ``U`` and factorises nothing again.
     """
 
     @staticmethod
-    def forward(ctx: Any, h: Tensor, J: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        factor, info = torch.linalg.cholesky_ex(J)
-        if info.any():
-            raise torch.linalg.LinAlgError(
-                f"{int((info != 0).sum())} of {info.numel()} posterior precisions are not positive "
-                "definite: the potentials or the graphical model hold non-finite or extreme values."
-            )
-        covariance = torch.cholesky_inverse(factor)
-        mean = (covariance @ h.unsqueeze(-1)).squeeze(-1)
-        log_det = 2.0 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-        ctx.save_for_backward(mean, covariance)
-        return mean, covariance, log_det
+    def forward(ctx: Any, h: Tensor, J: Tensor) -> tuple[Tensor, ...]:
+        moments = _moments(h, J)
+        ctx.save_for_backward(moments.mean, moments.covariance, moments.root)
+        ctx.set_materialize_grads(False)
+        return tuple(moments)
 
     @staticmethod
     @once_differentiable
     def backward(
-        ctx: Any, g_mean: Tensor, g_covariance: Tensor, g_log_det: Tensor
+        ctx: Any,
+        g_mean: Tensor | None,
+        g_covariance: Tensor | None,
+        g_log_det: Tensor | None,
+        g_root: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        mean, covariance = ctx.saved_tensors
-        g_h = (covariance @ g_mean.unsqueeze(-1)).squeeze(-1)
-        g_J = -g_h.unsqueeze(-1) * mean.unsqueeze(-2)
-        g_J = g_J - covariance @ g_covariance @ covariance
-        g_J = g_J + g_log_det[..., None, None] * covariance
+        mean, covariance, root = ctx.saved_tensors
+        g_h, g_J = torch.zeros_like(mean), torch.zeros_like(covariance)
+        if g_mean is not None:
+            g_h = (covariance @ g_mean.unsqueeze(-1)).squeeze(-1)
+            g_J = -g_h.unsqueeze(-1) * mean.unsqueeze(-2)
+        if g_covariance is not None:
+            g_J = g_J - covariance @ g_covariance @ covariance
+        if g_log_det is not None:
+            g_J = g_J + g_log_det[..., None, None] * covariance
+        if g_root is not None:
+            whitened = (root.mT @ g_root).tril()
+            whitened.diagonal(dim1=-2, dim2=-1).mul_(0.5)
+            g_J = g_J - root @ whitened @ root.mT
         # J is symmetric: only the symmetric part of its gradient means anything.
         return g_h, symmetrize(g_J)
+
+
+def _moments(h: Tensor, J: Tensor) -> GaussianMoments:
+    # In reverse order of the axes, the inverse of the factor of J is that of the covariance.
+    factor, info = torch.linalg.cholesky_ex(J.flip((-2, -1)))
+    if info.any():
+        raise torch.linalg.LinAlgError(
+            f"{int((info != 0).sum())} of {info.numel()} posterior precisions are not positive "
+            "definite: the potentials or the graphical model hold non-finite or extreme values."
+        )
+    identity = torch.eye(J.shape[-1], dtype=J.dtype, device=J.device)
+    root = torch.linalg.solve_triangular(factor, identity, upper=False).mT.flip((-2, -1))
+    covariance = root @ root.mT
+    mean = (covariance @ h.unsqueeze(-1)).squeeze(-1)
+    log_det = 2.0 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    return GaussianMoments(mean, covariance, log_det, root)
 
 
 def gaussian_moments(precision_mean: Tensor, precision: Tensor) -> GaussianMoments:
@@ -81,7 +106,7 @@ def gaussian_moments(precision_mean: Tensor, precision: Tensor) -> GaussianMomen
     Returns
     -------
     GaussianMoments
-        Mean, covariance and ``log|J|``; differentiable once.
+        Differentiable once.
 
     Raises
     ------
@@ -95,7 +120,9 @@ def gaussian_moments(precision_mean: Tensor, precision: Tensor) -> GaussianMomen
     >>> gaussian_moments(torch.tensor([2.0, 1.0]), torch.diag(torch.tensor([2.0, 4.0]))).mean
     tensor([1.0000, 0.2500])
     """
-    return GaussianMoments(*_GaussianMoments.apply(precision_mean, precision))
+    if torch.is_grad_enabled():
+        return GaussianMoments(*_GaussianMoments.apply(precision_mean, precision))
+    return _moments(precision_mean, precision)
 
 
 def draw_gaussian(mean: Tensor, covariance: Tensor, noise: Tensor) -> Tensor:

@@ -122,28 +122,28 @@ def solve_fixed_point(
     tensor([4, 1])
     """
     with torch.no_grad():
-        point = start.clone()
-        n_rows = start.shape[0]
-        n_updates = torch.zeros(n_rows, dtype=torch.long, device=start.device)
-        converged = torch.zeros(n_rows, dtype=torch.bool, device=start.device)
-        active: Tensor | None = None  # indices of the rows still moving; None while all are
-        for _ in range(max_updates):
-            current = point if active is None else point[active]
-            following = update(current, active)
-            done = (following - current).abs().flatten(1).amax(1) <= tol
-            if active is None:
+        point = current = start
+        n_updates = torch.zeros(len(start), dtype=torch.long, device=start.device)
+        rows: Tensor | None = None  # indices of the rows still moving; None while all are
+        for step in range(1, max_updates + 1):
+            following = update(current, rows)
+            moving = ~((following - current).abs().flatten(1).amax(1) <= tol)  # NaN moves
+            if rows is None:
                 point = following
-                n_updates += 1
-                converged = done
-                if done.any():
-                    active = (~done).nonzero().squeeze(1)
+                n_updates.fill_(step)
             else:
-                point[active] = following
-                n_updates[active] += 1
-                converged[active] = done
-                active = active[~done]
-            if active is not None and active.numel() == 0:
+                point[rows] = following
+                n_updates[rows] = step
+            left = moving.nonzero().squeeze(1)
+            if len(left) < len(moving):
+                rows = left if rows is None else rows[left]
+                following = following[left]
+            if rows is not None and not len(rows):
                 break
+            current = following
+        converged = torch.full_like(n_updates, rows is not None, dtype=torch.bool)
+        if rows is not None:
+            converged[rows] = False
     return FixedPoint(point, n_updates, converged)
 
 

@@ -11,11 +11,14 @@ Monte Carlo, and the ``init_*`` methods has to be written.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
+
+_AT_ONCE = 2**20  # numbers that are checked at a time
 
 
 class Likelihood(ABC):
@@ -63,12 +66,16 @@ class Likelihood(ABC):
             and lists the registered likelihoods that accept X.
         """
         X = np.asarray(X)
-        offending = ~(np.isnan(X) | self._in_domain(X))
-        if not offending.any():
+        n_offending, row, column = 0, 0, 0
+        for start, part in _parts(X):
+            offending = ~(np.isnan(part) | self._in_domain(part))
+            if offending.any() and not n_offending:
+                row, column = np.argwhere(offending)[0] + [start, 0]
+            n_offending += offending.sum()
+        if not n_offending:
             return
-        row, column = np.argwhere(offending)[0]
         raise ValueError(
-            f"X has {offending.sum()} value(s) that likelihood={self.name!r} cannot model, such as "
+            f"X has {n_offending} value(s) that likelihood={self.name!r} cannot model, such as "
             f"{X[row, column]} in row {row}, column {column}. {self!r} takes {self.domain}; "
             f"estimators of sequences take NaN for a missing value, too. {_who_accepts(X)}"
         )
@@ -166,12 +173,13 @@ class Likelihood(ABC):
         ValueError
             If `outputs` lacks the axis of length n_outputs.
         """
-        observed = ~torch.isnan(x)
-        # Masking after the fact would leave NaN in the gradients, so missing entries first get a
-        # value that is in every domain.
-        x = torch.where(observed, x, torch.ones_like(x))
-        log_density = self._log_density(x, outputs, params)
-        return torch.where(observed, log_density, torch.zeros_like(log_density))
+        missing = torch.isnan(x)
+        if not missing.any():
+            return self._log_density(x, outputs, params)
+        # Masking after the fact alone would leave NaN in the gradients, so missing entries first
+        # get a value that is in every domain.
+        log_density = self._log_density(x.masked_fill(missing, 1.0), outputs, params)
+        return log_density.masked_fill(missing, 0.0)
 
     @abstractmethod
     def _log_density(self, x: Tensor, outputs: Tensor, params: dict[str, Tensor]) -> Tensor:
@@ -282,12 +290,21 @@ class Likelihood(ABC):
         return outputs.unbind(-2)
 
 
+def _parts(X: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """First row and values of parts of X: what is computed of all may be too much for memory."""
+    n_rows = max(1, _AT_ONCE // max(1, X[:1].size))
+    for start in range(0, len(X), n_rows):
+        yield start, X[start : start + n_rows]
+
+
 def _who_accepts(X: np.ndarray) -> str:
     """Name the registered likelihoods whose domain covers X."""
     from sksvae.likelihoods import LIKELIHOODS  # the registry imports this file
 
-    missing = np.isnan(X)
-    names = [name for name, kind in LIKELIHOODS.items() if (missing | kind()._in_domain(X)).all()]
+    def accepts(likelihood: Likelihood) -> bool:
+        return all((np.isnan(part) | likelihood._in_domain(part)).all() for _, part in _parts(X))
+
+    names = [name for name, kind in LIKELIHOODS.items() if accepts(kind())]
     if not names:
         return "No likelihood accepts infinite values: remove them or replace them with NaN."
     return "Such data are accepted by likelihood=" + " or ".join(map(repr, names)) + "."

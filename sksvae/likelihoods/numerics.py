@@ -44,10 +44,39 @@ def saturate(value: Tensor, bound: float = LOG_BOUND, margin: float = LOG_MARGIN
     >>> saturate(torch.tensor([-1e30, -2.0, 35.0, 40.0]))
     tensor([-40.0000,  -2.0000,  35.0000,  37.5000])
     """
+    if (value.detach().abs() <= bound).all():
+        return value
     inside = value.clamp(-bound, bound)
     excess = value - inside
     # excess / (1 + |excess| / margin), in the form whose derivative has no cancellation.
     return inside + excess.sign() * (margin - margin / (1 + excess.abs() / margin))
+
+
+def log_factorial(counts: Tensor) -> Tensor:
+    """Return log(x!) of each entry, by way of a table where the counts are small.
+
+    Parameters
+    ----------
+    counts : tensor
+        Non-negative integers, of a floating type.
+
+    Returns
+    -------
+    log_factorials : tensor
+        Of the same shape and dtype.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sksvae.likelihoods.numerics import log_factorial
+    >>> log_factorial(torch.tensor([0.0, 1.0, 3.0])).exp()
+    tensor([1., 1., 6.])
+    """
+    size = counts.numel()
+    if not size or counts.max() >= size:
+        return torch.lgamma(counts + 1)
+    table = torch.arange(1, size + 1, dtype=counts.dtype, device=counts.device)
+    return table[: int(counts.max()) + 1].lgamma()[counts.long()]
 
 
 def feature_variances(working: Tensor | None, n_features: int, dtype: torch.dtype) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .base import Likelihood
-from .numerics import as_floating, saturate
+from .numerics import as_floating, log_factorial, saturate
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class PoissonLikelihood(Likelihood):
     def _log_density(self, x: Tensor, outputs: Tensor, params: dict[str, Tensor]) -> Tensor:
         (log_rate,) = self._unbind(outputs)
         log_rate = saturate(log_rate)
-        return x * log_rate - log_rate.exp() - torch.lgamma(x + 1)
+        return torch.addcmul(-log_factorial(x), x, log_rate) - log_rate.exp()
 
     def _draw(
         self, outputs: Tensor, params: dict[str, Tensor], generator: torch.Generator | None

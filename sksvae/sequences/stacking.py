@@ -154,6 +154,10 @@ def stacking_order(ids: np.ndarray, name: str, n_rows: int) -> tuple[np.ndarray,
             f"{name} has no id for {missing.sum()} of {n_rows} rows, the first of them row "
             f"{missing.argmax()}. Each row needs the id of its sequence."
         )
+    if ids.dtype != object:
+        starts = np.flatnonzero(np.concatenate([[True], ids[1:] != ids[:-1]]))
+        if np.unique(ids[starts]).size == starts.size:  # the rows of each sequence are neighbours
+            return np.diff(starts, append=n_rows), None
     numbers: dict = {}
     try:
         codes = np.array([numbers.setdefault(key, len(numbers)) for key in ids.tolist()])

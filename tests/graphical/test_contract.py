@@ -41,7 +41,8 @@ def mixture_case(dim, dtype):
     labels = torch.nn.functional.one_hot(torch.arange(60) // 20, n_components).to(dtype)
     covariance = 0.1 * torch.eye(dim, dtype=dtype).expand(60, dim, dim)
     nothing = torch.zeros(60, dtype=dtype)
-    rows = Posterior(points, covariance, labels, nothing, nothing, nothing == 0)
+    root = torch.linalg.cholesky(covariance)
+    rows = Posterior(points, covariance, root, labels, nothing, nothing, nothing == 0)
     model.coordinate_update(model.total_stats(rows))
     return model
 
@@ -103,6 +104,7 @@ def test_posteriors_have_the_stated_shapes_and_dtype(name, dtype, dim):
     shapes = {
         "mean": (N_ROWS, dim),
         "covariance": (N_ROWS, dim, dim),
+        "root": (N_ROWS, dim, dim),
         "responsibilities": (N_ROWS, n_components),
         "local_kl": (N_ROWS,),
         "n_updates": (N_ROWS,),

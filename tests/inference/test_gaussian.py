@@ -39,6 +39,11 @@ def test_moments_agree_with_dense_inverses(batch_shape, dtype, tolerance):
         "log_det_precision": torch.linalg.slogdet(J).logabsdet,
         "second_moment": inverse + torch.einsum("...i,...j->...ij", mean, mean),
     }
+    torch.testing.assert_close(
+        (moments.root @ moments.root.mT).double(), inverse, rtol=tolerance, atol=tolerance
+    )
+    assert torch.equal(moments.root, moments.root.tril())
+    assert (moments.root.diagonal(dim1=-2, dim2=-1) > 0).all()
     for name, want in wanted.items():
         got = getattr(moments, name)
         assert got.dtype == dtype
@@ -166,3 +171,25 @@ def test_a_covariance_that_is_not_positive_definite_is_an_error_that_counts_rows
     covariance[0, 1] = covariance[1, 2] = covariance[1, 0] = -torch.eye(2)
     with pytest.raises(torch.linalg.LinAlgError, match="3 of 6 posterior covariances are not"):
         draw_gaussian(torch.zeros(2, 3, 2), covariance, torch.zeros(1, 2, 3, 2))
+
+
+def test_draws_by_the_root_are_differentiable():
+    """Against automatic differentiation of `draw_gaussian`."""
+    h, J = random_information((3,), dim=4)
+    noise = normal(2, 3, 4, seed=4)
+    weights = normal(2, 3, 4, seed=5)
+
+    def slow(h, J):
+        covariance = torch.linalg.inv(J)
+        return draw_gaussian((covariance @ h.unsqueeze(-1)).squeeze(-1), covariance, noise)
+
+    def fast(h, J):
+        moments = gaussian_moments(h, J)
+        return moments.mean + (moments.root @ noise.unsqueeze(-1)).squeeze(-1)
+
+    inputs = h.requires_grad_(), J.requires_grad_()
+    got, want = (
+        torch.autograd.grad((weights * draw(*inputs)).sum(), inputs) for draw in (fast, slow)
+    )
+    torch.testing.assert_close(got[0], want[0])
+    torch.testing.assert_close(got[1], 0.5 * (want[1] + want[1].mT))

@@ -10,6 +10,7 @@ from sksvae.likelihoods.numerics import (
     LOG_MARGIN,
     as_floating,
     feature_variances,
+    log_factorial,
     saturate,
 )
 
@@ -53,3 +54,16 @@ def test_feature_variances_are_one_where_nothing_is_observed():
     assert feature_variances(working, 2, torch.float64).tolist() == [1.0, 1.0]
     assert feature_variances(3 * working, 2, torch.float64).tolist() == [1.0, 9.0]
     assert feature_variances(None, 2, torch.float64).tolist() == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("largest", [0, 3, 4000])
+def test_log_factorial_with_and_without_a_table(dtype, largest):
+    counts = torch.linspace(0, largest, 12, dtype=dtype).round().view(3, 4)
+    got = log_factorial(counts)
+    assert got.dtype == dtype
+    assert torch.equal(got, torch.lgamma(counts + 1))
+
+
+def test_log_factorial_of_nothing():
+    assert log_factorial(torch.zeros(0, 3)).shape == (0, 3)
