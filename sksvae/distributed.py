@@ -8,6 +8,7 @@ whole minibatch before it is divided, the sums are those of one process up to ro
 process takes the same step with the same sums, models stay equal to the bit.
 """
 
+import atexit
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -213,7 +214,8 @@ def data_parallel(backend: str | None = None) -> Iterator[Process]:
     -----
     Processes are started by ``torchrun``, which names them in the environment, or have made a
     process group of their own, which is then used and left as it is. Without either there is one
-    process, and nothing changes.
+    process, and nothing changes. A group that this function has made serves all later calls, and
+    ends with the process, or with an error inside the context.
 
     With ``random_state=None`` all processes use the seed of the first. An error in training is
     raised in all of them. Machines should be of one kind, for the start of training is computed by
@@ -234,13 +236,31 @@ def data_parallel(backend: str | None = None) -> Iterator[Process]:
         if not dist.is_available():
             raise RuntimeError("This build of torch comes without torch.distributed.")
         dist.init_process_group(backend)
+        _OWN.group = dist.group.WORLD
     process = _MemberProcess()
     token = _CURRENT.set(process)
     try:
         yield process
-        if not exists:
-            dist.barrier()  # none may leave while others still read from it
+    except BaseException:
+        # The others must not wait for this process.
+        _leave()
+        raise
     finally:
         _CURRENT.reset(token)
-        if not exists:
-            dist.destroy_process_group()
+
+
+class _Own:
+    """The group that `data_parallel` has made, if it has."""
+
+    group: Any = None
+
+
+_OWN = _Own()
+
+
+@atexit.register
+def _leave() -> None:
+    """Leave that group for good: one made anew may meet what the first has left behind."""
+    if _OWN.group is not None and dist.is_initialized() and dist.group.WORLD is _OWN.group:
+        dist.destroy_process_group()
+    _OWN.group = None
