@@ -64,6 +64,9 @@ class SVAEGaussian(VAE):
         Runs from different seeds; the one with the best bound is kept.
     warm_start : bool, default=False
         Whether `fit` continues from the last fit.
+    checkpoint : str, path or None, default=None
+        File in which `fit` keeps its state while it runs, and from which it goes on if it was
+        interrupted.
     total_samples : int or None, default=None
         Size of the data set that `partial_fit` sees in pieces; ``None``: the rows seen so far.
     device : str, default='cpu'
