@@ -24,10 +24,6 @@ from sksvae.inference import FixedPointSettings
 # Least noise variance at the start, for standardised features. Where the latents could explain the
 # data exactly, a noise level well above zero lets training bend them first (see noise_rate).
 _MIN_NOISE = 0.05
-# Rounds after which it shows which half of the starts of a mixture are the better ones, and how
-# many of those are compared under the exact bound.
-_TRIAL_ITER = 20
-_N_COMPETE = 3
 
 
 class PrincipalAxes(NamedTuple):
@@ -168,8 +164,8 @@ def search_mixture(
     """Variational Bayes for a mixture from several starts, the best bound kept.
 
     The starts are searched with `sklearn.mixture.BayesianGaussianMixture` on the points that the
-    potentials centre on, which costs a small part of structured inference. After a few rounds only
-    the better half goes on, and the best three of them then compete under the exact bound.
+    potentials centre on, which costs a small part of structured inference; the best three then
+    compete under the exact bound.
 
     Parameters
     ----------
@@ -197,16 +193,18 @@ def search_mixture(
     """
     r, R = potentials
     points = (r / R).double().cpu().numpy()
+    candidates = []
     if prior.weights.concentration.shape[0] == 1:
         n_starts = 1  # they all find the same
-    seeds = [random_state.randint(np.iinfo(np.int32).max) for _ in range(n_starts)]
-    candidates = [_point_mixture(prior, seed) for seed in seeds]
-    candidates = _best_starts(candidates, points, min(_TRIAL_ITER, max_iter))
-    if max_iter > _TRIAL_ITER:
-        better = candidates[: max(_N_COMPETE, (n_starts + 1) // 2)]
-        candidates = _best_starts(better, points, max_iter - _TRIAL_ITER)
+    for _ in range(n_starts):
+        start = _point_mixture(prior, random_state.randint(np.iinfo(np.int32).max), max_iter)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            start.fit(points)
+        candidates.append(start)
+    candidates.sort(key=lambda start: -start.lower_bound_)
     best, best_bound = None, -math.inf
-    for start in candidates[:_N_COMPETE]:
+    for start in candidates[:3]:
         model = GaussianMixtureModel(prior)
         labels = torch.as_tensor(start.predict_proba(points), dtype=r.dtype, device=r.device)
         stats = model.total_stats(_as_posterior(potentials, labels))
@@ -217,18 +215,7 @@ def search_mixture(
     return best  # type: ignore[return-value]  # there is a start
 
 
-def _best_starts(
-    starts: list[BayesianGaussianMixture], points: np.ndarray, max_iter: int
-) -> list[BayesianGaussianMixture]:
-    """Go on with each start for some rounds; the best bound comes first."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        for start in starts:
-            start.set_params(max_iter=max_iter).fit(points)
-    return sorted(starts, key=lambda start: -start.lower_bound_)
-
-
-def _point_mixture(prior: MixturePrior, seed: int) -> BayesianGaussianMixture:
+def _point_mixture(prior: MixturePrior, seed: int, max_iter: int) -> BayesianGaussianMixture:
     """The same model on points, as scikit-learn writes it."""
     components = prior.components
     return BayesianGaussianMixture(
@@ -240,7 +227,7 @@ def _point_mixture(prior: MixturePrior, seed: int) -> BayesianGaussianMixture:
         degrees_of_freedom_prior=float(components.dof[0]),
         covariance_prior=components.scale[0].double().cpu().numpy(),
         reg_covar=0.0,
-        warm_start=True,
+        max_iter=max_iter,
         random_state=seed,
     )
 

@@ -279,27 +279,6 @@ def test_more_starts_find_a_better_bound():
     assert best > min(singles) + 1e-3
 
 
-def test_only_the_better_half_of_the_starts_goes_on(monkeypatch):
-    z, _ = points_of(120, spread=2.0)
-    fits = []
-
-    class Recorded(initialization.BayesianGaussianMixture):
-        def fit(self, X, y=None):
-            super().fit(X)
-            fits.append((self.random_state, self.max_iter, self.lower_bound_))
-            return self
-
-    monkeypatch.setattr(initialization, "BayesianGaussianMixture", Recorded)
-    search(z, n_components=6, n_starts=8)
-    first, second = fits[:8], fits[8:]
-    assert [max_iter for _, max_iter, _ in fits] == [20] * 8 + [10] * 4
-    first.sort(key=lambda fit: -fit[2])
-    assert [seed for seed, *_ in second] == [seed for seed, *_ in first[:4]]
-    # They go on from where they stood.
-    for before, after in zip(first, second, strict=False):
-        assert after[2] >= before[2] - 1e-6
-
-
 def test_the_exact_bound_decides_between_starts(monkeypatch):
     """The model kept is the one with the best bound of all that were compared."""
     z, _ = points_of(120, spread=2.0)
