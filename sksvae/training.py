@@ -4,16 +4,23 @@
 import copy
 import math
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import astuple, dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.adam import adam
 
+from sksvae.adam import Adam
 from sksvae.distributed import current_process
+from sksvae.divergence import (
+    KL_ADVICE,
+    check_faults,
+    check_networks,
+    count_faults,
+    diverged,
+    inference_may_fail,
+)
 from sksvae.objective import ELBOTerms, Rows, StructuredVAE
 
 
@@ -101,89 +108,6 @@ class EpochRecord:
         )
 
 
-class Adam:
-    """Adam as `torch.optim.Adam` takes its steps, for groups of tensors.
-
-    The class of torch imports the whole compiler of torch when it is first used, which takes longer
-    than to fit a small model, and each of its steps costs more than the computation.
-
-    Parameters
-    ----------
-    groups : sequence of pair of sequence of Tensor and float
-        Tensors that are moved along their ``grad``, and their learning rate.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from sksvae.training import Adam
-    >>> value = torch.zeros(1, requires_grad=True)
-    >>> adam = Adam([([value], 0.5)])
-    >>> value.grad = torch.tensor([3.0])
-    >>> adam.step()
-    >>> value.detach()
-    tensor([-0.5000])
-    """
-
-    def __init__(self, groups: Sequence[tuple[Sequence[Tensor], float]]) -> None:
-        self.param_groups: list[dict[str, Any]] = [
-            {"params": list(params), "lr": rate, "initial_lr": rate} for params, rate in groups
-        ]
-        # By the number of the tensor, from its first step on.
-        self.state: dict[int, dict[str, Tensor]] = {}
-
-    def _numbers(self) -> Iterator[tuple[dict[str, Any], range]]:
-        first = 0
-        for group in self.param_groups:
-            yield group, range(first, first := first + len(group["params"]))
-
-    @torch.no_grad()
-    def step(self) -> None:
-        """Move all tensors."""
-        for group, numbers in self._numbers():
-            params = group["params"]
-            for number, param in zip(numbers, params, strict=True):
-                if number not in self.state:
-                    self.state[number] = {
-                        "step": torch.zeros((), dtype=torch.float32, device=param.device),
-                        "exp_avg": torch.zeros_like(param),
-                        "exp_avg_sq": torch.zeros_like(param),
-                    }
-            slots = [self.state[number] for number in numbers]
-            adam(
-                params,
-                [param.grad for param in params],
-                [slot["exp_avg"] for slot in slots],
-                [slot["exp_avg_sq"] for slot in slots],
-                max_exp_avg_sqs=[],
-                state_steps=[slot["step"] for slot in slots],
-                fused=True,
-                amsgrad=False,
-                beta1=0.9,
-                beta2=0.999,
-                lr=group["lr"],
-                weight_decay=0.0,
-                eps=1e-8,
-                maximize=False,
-            )
-
-    def state_dict(self) -> dict[str, Any]:
-        """Moments, step counts and learning rates, in the layout of torch."""
-        groups = [{**group, "params": list(numbers)} for group, numbers in self._numbers()]
-        return {"state": {n: dict(slot) for n, slot in self.state.items()}, "param_groups": groups}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go back to a `state_dict`, which stays as it is."""
-        for group, saved in zip(self.param_groups, state["param_groups"], strict=True):
-            group.update({name: saved[name] for name in ("lr", "initial_lr")})
-        params = [param for group in self.param_groups for param in group["params"]]
-        self.state = {
-            number: {
-                name: value.to(params[number].device, copy=True) for name, value in slot.items()
-            }
-            for number, slot in state["state"].items()
-        }
-
-
 class Trainer:
     """Takes training steps on a model and keeps what must survive between them.
 
@@ -260,10 +184,10 @@ class Trainer:
                 terms = self.model.elbo(share, inputs, noise)
             except torch.linalg.LinAlgError as error:
                 failure = error
-        faults = _faults(terms, failure, self.model.link_location)
+        faults = count_faults(terms, failure, self.model.link_location)
         gradients = self._gradients(None if faults[:3].any() else terms, params, len(rows))
         faults, *sums = self.process.sum([faults, *gradients, *rows.remembered(share)])
-        _check_faults(faults, failure)
+        check_faults(faults, failure)
         for parameter in self.networks:
             parameter.grad = sums.pop(0)
         gradient = [sums.pop(0) for _ in params]
@@ -272,7 +196,7 @@ class Trainer:
         try:
             graphical.natural_step(gradient, step_size)
         except ValueError as error:
-            raise _diverged(f"q(theta) cannot move, since {error}", _KL_ADVICE) from error
+            raise diverged(f"q(theta) cannot move, since {error}", KL_ADVICE) from error
         return terms
 
     @property
@@ -336,7 +260,7 @@ class Trainer:
             if terms is not None:
                 reconstruction += float(terms.reconstruction.detach().sum())
                 local_kl += float(terms.posterior.local_kl.detach().sum())
-        _check_networks(self.model)
+        check_networks(self.model)
         mine = torch.tensor([reconstruction, local_kl], dtype=torch.float64, device=device)
         reconstruction, local_kl = (self.process.sum([mine])[0] / len(rows)).tolist()
         global_kl = float(self.model.graphical.prior_kl()) / self.n_rows
@@ -512,76 +436,6 @@ def run_training(
 
 
 def _mean_bound(model: StructuredVAE, rows: Rows, noise: Tensor) -> float:
-    with torch.no_grad(), _inference_may_fail():
+    with torch.no_grad(), inference_may_fail():
         terms = model.elbo(rows, model.graphical.expected_params(), noise)
         return float(terms.total) / len(rows)
-
-
-_RECONSTRUCTION_ADVICE = (
-    "lower learning_rate_init, or check X for extreme values that the likelihood cannot explain "
-    "(likelihood='student_t' tolerates them)"
-)
-_KL_ADVICE = (
-    "lower learning_rate_init, or raise degrees_of_freedom_prior or the prior covariance "
-    "(covariance_prior of components, noise_covariance_prior of dynamics) so that no covariance "
-    "can shrink to nothing"
-)
-
-
-def _diverged(what: str, advice: str) -> ValueError:
-    """Say which term failed and what to change."""
-    return ValueError(f"Training diverged: {what.rstrip('.')}. What may help: {advice}.")
-
-
-@contextmanager
-def _inference_may_fail() -> Iterator[None]:
-    try:
-        yield
-    except torch.linalg.LinAlgError as error:
-        raise _diverged(f"local inference failed, since {error}", _KL_ADVICE) from error
-
-
-def _faults(terms: ELBOTerms | None, failure: Exception | None, like: Tensor) -> Tensor:
-    """Count what is wrong: failures, values of the two terms that are not finite, and values."""
-    counts = [0.0 if failure is None else 1.0, 0.0, 0.0, 0.0, 0.0]
-    if terms is not None:
-        fields = terms.reconstruction.detach(), terms.posterior.local_kl.detach()
-        # A sum is finite only if all of it is, and cheaper than to look at each.
-        if not torch.isfinite(torch.stack([field.sum() for field in fields])).all():
-            counts[1:3] = [float((~torch.isfinite(field)).sum()) for field in fields]
-        counts[3:] = [float(field.numel()) for field in fields]
-    return like.new_tensor(counts)
-
-
-def _check_faults(faults: Tensor, failure: Exception | None) -> None:
-    """Raise what `_faults` has found, in any of the processes."""
-    n_failures, bad_reconstruction, bad_kl, n_rows, n_items = faults.tolist()
-    if n_failures:
-        why = "in another process" if failure is None else f"since {failure}"
-        raise _diverged(f"local inference failed, {why}", _KL_ADVICE) from failure
-    for name, bad, n_values, advice in (
-        (
-            "reconstruction term E[log p(x|z)]",
-            bad_reconstruction,
-            n_rows,
-            _RECONSTRUCTION_ADVICE,
-        ),
-        ("local KL term", bad_kl, n_items, _KL_ADVICE),
-    ):
-        if bad:
-            raise _diverged(
-                f"the {name} of the objective is not finite for {bad:.0f} of {n_values:.0f} rows "
-                "of a minibatch",
-                advice,
-            )
-
-
-def _check_networks(model: StructuredVAE) -> None:
-    """The objective is that before a step; the last step of all may still spoil the weights."""
-    norms = torch._foreach_norm([value.detach() for value in model.parameters()])
-    if torch.isfinite(torch.stack(norms)).all():
-        return
-    for (name, value), norm in zip(model.named_parameters(), norms, strict=True):
-        if not torch.isfinite(norm):
-            largest = float(value.detach().abs().max())
-            raise _diverged(f"{name} grew to {largest:.3g}", _RECONSTRUCTION_ADVICE)

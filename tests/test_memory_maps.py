@@ -263,5 +263,5 @@ def test_memory_does_not_grow_with_the_file(tmp_path):
     command = [sys.executable, "-c", MEASURED, tmp_path]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     few, many = np.array(json.loads(done.stdout))
-    # Ten times the rows: 92 MB more in the file.
-    assert (many - few < [40.0, 40.0]).all()
+    # Ten times the rows are 92 MB more in the file. What the allocator keeps varies by half that.
+    assert (many - few < [75.0, 75.0]).all()

@@ -7,11 +7,12 @@ import math
 import pytest
 import torch
 
+from sksvae.adam import Adam
 from sksvae.graphical import StandardNormalModel
 from sksvae.inference import FixedPointSettings
 from sksvae.likelihoods.gaussian import GaussianLikelihood
 from sksvae.objective import Rows
-from sksvae.training import Adam, run_training
+from sksvae.training import run_training
 
 from .models import (
     LATENT_DIM,

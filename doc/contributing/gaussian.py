@@ -75,6 +75,7 @@ class GaussianModel(ConjugateParts[Posterior], GraphicalModel):
         return Posterior(
             mean=moments.mean,
             covariance=moments.covariance,
+            root=moments.root,
             responsibilities=r.new_ones(n_rows, 1),
             local_kl=negative_entropy - log_prior,
             n_updates=torch.zeros(n_rows, dtype=torch.long, device=r.device),

@@ -211,7 +211,6 @@ class BaseSVAE(
 
         def given() -> dict:
             signature = signature_of(self, self._arrays(data))
-            del signature["device"]  # each process may have one of its own
             return signature | {"what was fitted before": getattr(self, "model_state_", None)}
 
         process = current_process()

@@ -277,6 +277,8 @@ def signature_of(estimator, arrays: Sequence[np.ndarray]) -> dict[str, str]:
         digest.update(f"{array.dtype.str}{array.shape}".encode())
         digest.update(np.ascontiguousarray(array))
     parameters = estimator.get_params(deep=False)
+    # One of several of a kind is as good as another.
+    parameters["device"] = str(parameters["device"]).partition(":")[0]
     seed = parameters.get("random_state")
     if not isinstance(seed, int | np.integer):
         # The seeds that were drawn are in the file.

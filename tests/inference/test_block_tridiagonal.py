@@ -286,7 +286,7 @@ def test_the_orders_agree_on_long_chains():
 
 @pytest.mark.parametrize(
     ("n_chains", "n_steps", "chosen"),
-    [(1, 20, "sequential"), (1, 60, "sequential"), (1, 250, "parallel"), (200, 60, "sequential")],
+    [(1, 20, "sequential"), (1, 250, "sequential"), (1, 2500, "parallel"), (9, 2500, "sequential")],
 )
 def test_the_automatic_choice_goes_by_size(n_chains, n_steps, chosen):
     *chain, noise = random_chain((n_chains,), n_steps, n_draws=1)
