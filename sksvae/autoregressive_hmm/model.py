@@ -39,7 +39,8 @@ from sksvae.expfam import (
 )
 from sksvae.expfam.numerics import cholesky, solve_from_cholesky
 from sksvae.graphical import ChainPosterior, SwitchingPrior
-from sksvae.graphical.gaussian_chain import chain_roles, chain_stats, transition_energies
+from sksvae.graphical.gaussian_chain import chain_roles, chain_stats
+from sksvae.graphical.transition_tables import EnergyTable
 from sksvae.inference import markov_moments
 
 _NIW = NIW()
@@ -263,7 +264,7 @@ class Problem:
 def expected_energies(part: ChainPosterior, dynamics: MNIWParams) -> Tensor:
     """Expected log density of each transition under each of K dynamics.
 
-    That is `sksvae.graphical.gaussian_chain.transition_energies`, several times faster for points.
+    That of `sksvae.graphical.transition_tables.EnergyTable`, several times faster for points.
 
     Parameters
     ----------
@@ -279,7 +280,7 @@ def expected_energies(part: ChainPosterior, dynamics: MNIWParams) -> Tensor:
     """
     stats = _MNIW.standard_expected_stats(dynamics)
     if not is_points(part):
-        return transition_energies(part, stats)
+        return EnergyTable.build(stats).energies(part)
     # -(|z' - X y|^2_P + D y'V^-1 y)/2 is a square of ``root @ (z', y)`` for a triangular root.
     n_states, dim, n_columns = dynamics.mean.shape
     whiten = torch.linalg.solve_triangular(

@@ -99,6 +99,8 @@ def cholesky(matrix: Tensor, name: str) -> Tensor:
     pivots = factor.detach().diagonal(dim1=-2, dim2=-1)
     if info.any() or not pivots.sum() < math.inf:
         valid = (info == 0) & (pivots.sum(-1) < math.inf)
+        if valid.all():  # only the sum over the batch overflows
+            return factor
         index = tuple((~valid).nonzero()[0].tolist())
         raise torch.linalg.LinAlgError(
             f"{name} must be positive definite and finite; it is not in batch entry {index}."

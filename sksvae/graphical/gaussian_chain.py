@@ -25,9 +25,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from sksvae.expfam import MNIWNatural, MNIWStats, NIWNatural, NIWStats
+from sksvae.expfam import MNIWNatural, NIWNatural
 from sksvae.graphical.api import ChainPosterior, Potentials
-from sksvae.graphical.transition_tables import ChainNatural, EnergyTable, NaturalTable
+from sksvae.graphical.transition_tables import ChainNatural
 from sksvae.inference import chain_moments, long_chain_moments
 from sksvae.inference.block_tridiagonal import ChainMethod
 
@@ -99,49 +99,6 @@ def chain_roles(mask: Tensor) -> tuple[Tensor, Tensor]:
     """
     moves = mask[:, 1:] & mask[:, :-1]
     return mask & ~pad(moves, (1, 0)), moves
-
-
-def chain_natural(
-    initial: NIWStats,
-    dynamics: MNIWStats,
-    starts: Tensor,
-    moves: Tensor,
-) -> ChainNatural:
-    """Natural parameters of chains given expected statistics of K dynamics.
-
-    Parameters
-    ----------
-    initial : NIWStats
-        Expected statistics of the initial state.
-    dynamics : MNIWStats
-        Expected statistics of ``X = [A b]`` and ``Q``, with leading axis K.
-    starts : Tensor of shape (n_sequences, n_steps)
-        How much each step counts as the first of its sequence.
-    moves : Tensor of shape (n_sequences, n_steps - 1, K)
-        How much each transition counts for each of the dynamics.
-
-    Returns
-    -------
-    ChainNatural
-        Differentiable in everything.
-
-    Examples
-    --------
-    A random walk with unit noise that starts at zero:
-
-    >>> import torch
-    >>> from sksvae.expfam import MNIWStats, NIWStats
-    >>> from sksvae.graphical.gaussian_chain import chain_natural
-    >>> one, none = torch.ones(1, 1), torch.zeros(1)
-    >>> initial = NIWStats(one, none, torch.tensor(0.0), torch.tensor(0.0))
-    >>> X = torch.tensor([[[1.0, 0.0]]])
-    >>> dynamics = MNIWStats(one[None], X, X.mT @ X, none)
-    >>> starts, moves = torch.tensor([[1.0, 0.0]]), torch.ones(1, 1, 1)
-    >>> chain = chain_natural(initial, dynamics, starts, moves)
-    >>> chain.diagonal.flatten(), chain.lower.flatten()
-    (tensor([2., 1.]), tensor([-1.]))
-    """
-    return NaturalTable.build(initial, dynamics).chain(starts, moves)
 
 
 def chain_posterior(
@@ -271,45 +228,3 @@ def chain_stats(
     regressors = torch.cat([above, below.unsqueeze(-2)], -2)
     precision = -0.5 * total(moves, second[:, 1:])
     return initial, MNIWNatural(precision, cross, -0.5 * regressors, 0.5 * counts)
-
-
-def transition_energies(posterior: ChainPosterior, dynamics: MNIWStats) -> Tensor:
-    """Expected log density of each transition under each of K dynamics.
-
-    With ``Xbar = P^-1 C``, which is the posterior mean of ``X``, and residuals ``e = m' - Xbar y``,
-    that of a transition between means ``m`` and ``m'`` is ::
-
-        -e'P e/2 - y'(G - Xbar'P Xbar) y/2 + (E log|P| - D log 2 pi) / 2,   y = (m, 1),
-
-    and covariances enter linearly. No two large terms cancel, whatever the precision.
-
-    Parameters
-    ----------
-    posterior : ChainPosterior
-        Of the sequences.
-    dynamics : MNIWStats
-        Expected statistics of ``X = [A b]`` and ``Q``, with leading axis K.
-
-    Returns
-    -------
-    Tensor of shape (n_sequences, n_steps - 1, K)
-        ``E_q(z) E_q(theta) log N(z_{t+1}; A_k z_t + b_k, Q_k)`` in nats; differentiable in
-        everything. What stands at transitions that do not exist means nothing.
-
-    Examples
-    --------
-    A move by one unit is likelier under dynamics that drift:
-
-    >>> import torch
-    >>> from sksvae.expfam import MNIWStats
-    >>> from sksvae.graphical import ChainPosterior
-    >>> from sksvae.graphical.gaussian_chain import transition_energies
-    >>> mean, none = torch.tensor([[[0.0], [1.0]]]), torch.zeros(1, 2, 1, 1)
-    >>> mask = torch.ones(1, 2, dtype=torch.bool)
-    >>> move = ChainPosterior(mean, none, none[:, 1:], mean[None], torch.zeros(1), mask)
-    >>> X = torch.tensor([[[1.0, 0.0]], [[1.0, 1.0]]])
-    >>> dynamics = MNIWStats(torch.ones(2, 1, 1), X, X.mT @ X, torch.zeros(2))
-    >>> transition_energies(move, dynamics)
-    tensor([[[-1.4189, -0.9189]]])
-    """
-    return EnergyTable.build(dynamics).energies(posterior)

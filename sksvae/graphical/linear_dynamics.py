@@ -23,7 +23,6 @@ from sksvae.expfam.numerics import cholesky, log_det, standard_normal
 from sksvae.graphical.api import DEFAULT_SETTINGS, ChainPosterior, Potentials, SequenceModel
 from sksvae.graphical.dynamics_prior import DynamicsPrior
 from sksvae.graphical.gaussian_chain import (
-    chain_natural,
     chain_posterior,
     chain_roles,
     chain_stats,
@@ -35,6 +34,7 @@ from sksvae.graphical.point_dynamics import (
     forecast_moments,
     predictive_moments,
 )
+from sksvae.graphical.transition_tables import NaturalTable
 from sksvae.inference import FixedPointSettings
 from sksvae.inference.block_tridiagonal import ChainMethod
 
@@ -103,7 +103,7 @@ class LinearDynamicsModel(SequenceModel):
         potentials = clean_potentials(potentials, mask)
         starts, moves = _weights(mask, potentials.precision.dtype)
         dynamics = MNIWStats(*(field.unsqueeze(0) for field in params[4:]))
-        natural = chain_natural(NIWStats(*params[:4]), dynamics, starts, moves)
+        natural = NaturalTable.build(NIWStats(*params[:4]), dynamics).chain(starts, moves)
         return chain_posterior(potentials, natural, mask, noise, method)
 
     def prior_kl(self) -> Tensor:

@@ -137,6 +137,13 @@ class NaturalTable(NamedTuple):
 class EnergyTable(NamedTuple):
     """What expected log densities of transitions under K dynamics are computed with.
 
+    With ``Xbar = P^-1 C``, which is the posterior mean of ``X``, and residuals ``e = m' - Xbar y``,
+    that of a transition between means ``m`` and ``m'`` is ::
+
+        -e'P e/2 - y'(G - Xbar'P Xbar) y/2 + (E log|P| - D log 2 pi) / 2,   y = (m, 1),
+
+    and covariances enter linearly. No two large terms cancel, whatever the precision.
+
     Parameters
     ----------
     regression : Tensor of shape (K, D + 1, D)

@@ -11,7 +11,8 @@ from sksvae.autoregressive_hmm import point_sequences
 from sksvae.autoregressive_hmm.model import Problem, dynamics_statistics, expected_energies
 from sksvae.autoregressive_hmm.sequences import point_part
 from sksvae.expfam import MNIW, NIW, Dirichlet
-from sksvae.graphical.gaussian_chain import chain_stats, transition_energies
+from sksvae.graphical.gaussian_chain import chain_stats
+from sksvae.graphical.transition_tables import EnergyTable
 
 from . import cases
 
@@ -66,7 +67,7 @@ def test_the_bound_sums_over_all_paths(certain):
     log_initial, log_rows = (
         Dirichlet().standard_expected_stats(p).log_probabilities for p in posterior[2:]
     )
-    energies = transition_energies(part, MNIW().standard_expected_stats(posterior.dynamics))
+    energies = EnergyTable.build(MNIW().standard_expected_stats(posterior.dynamics)).energies(part)
     want = 0.0
     for chain, length in zip(energies, part.mask.sum(-1).tolist(), strict=True):
         terms = [
@@ -121,7 +122,7 @@ def test_fast_paths_for_points_agree_with_slow_ones(dim):
     (part,) = problem.parts
     moves = part.mask[:, 1:]
     got = expected_energies(part, dynamics)[moves]
-    want = transition_energies(part, MNIW().standard_expected_stats(dynamics))[moves]
+    want = EnergyTable.build(MNIW().standard_expected_stats(dynamics)).energies(part)[moves]
     assert_close(got, want, rtol=1e-10, atol=1e-10)
     weights = torch.rand(2, 49, 3, generator=torch.Generator().manual_seed(0)).double()
     weights = weights * moves.unsqueeze(-1)

@@ -9,7 +9,8 @@ import torch
 
 from sksvae.expfam import MNIW, NIW, MNIWStats, NIWStats
 from sksvae.graphical import DynamicsPrior, LinearDynamicsModel, Potentials
-from sksvae.graphical.gaussian_chain import chain_natural, chain_stats
+from sksvae.graphical.gaussian_chain import chain_stats
+from sksvae.graphical.transition_tables import NaturalTable
 from tests.graphical.dynamics_cases import (
     LOCAL,
     assert_close,
@@ -98,7 +99,7 @@ def test_statistics_of_several_dynamics_are_gradients():
     starts[:, 0] = 1.0
 
     def value(initial, dynamics, moves):
-        h, J, lower, constant = chain_natural(initial, dynamics, starts, moves)
+        h, J, lower, constant = NaturalTable.build(initial, dynamics).chain(starts, moves)
         expected = (h * q.mean).sum() - 0.5 * (J * q.second_moment).sum()
         return expected - (lower * q.lag_moment).sum() + constant.sum()
 
