@@ -2,16 +2,22 @@
 """What fitted linear dynamics say about sequences."""
 
 import warnings
+from collections.abc import Iterator
+from itertools import pairwise, tee
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from sksvae.estimators.pieces import Batch
 from sksvae.estimators.sequence_predictions import Ends, SequencePredictions
-from sksvae.graphical import Potentials
+from sksvae.graphical import ChainPosterior, Potentials
+from sksvae.graphical.point_dynamics import predictive_stretches
 from sksvae.inference import draw_gaussian
 from sksvae.sequence_objective import SequenceRows, SequenceVAE, padded
 
+# A sequence of more steps is worked on in stretches: in bounded memory, in three times the time.
+_LONG, _STRETCH = 20_000, 8_000
 _MAX_GROWTH = 10.0  # of deviations over a forecast, before it is warned of
 
 
@@ -36,13 +42,13 @@ class LinearPredictions(SequencePredictions):
         """
         sequences = self._checked_sequences(X, groups)
 
-        def read(model: SequenceVAE, rows: SequenceRows) -> Tensor:
-            mask = rows.mask
-            potentials = padded(model.encode(rows), mask)
-            mean, covariance = model.graphical.predictive_moments(potentials, mask)
-            return self._decoded(model, mean[mask], covariance[mask])[0]
+        def read(
+            model: SequenceVAE, rows: SequenceRows, predicted: tuple[Tensor, Tensor]
+        ) -> Tensor:
+            return self._decoded(model, *predicted)[0]
 
-        return sequences.restore(self._in_units(self._collect(sequences, read)))
+        predictions = self._collect(sequences, read, self._predictions)
+        return sequences.restore(self._in_units(predictions))
 
     def score_samples(self, X, groups=None):
         """Log-likelihood of each row given the rows before it, bounded from below.
@@ -94,6 +100,38 @@ class LinearPredictions(SequencePredictions):
 
     # ---- hooks ----
 
+    def _posteriors(
+        self, model: SequenceVAE, batch: Batch, params: tuple[Tensor, ...] | None = None
+    ) -> Iterator[tuple[SequenceRows, ChainPosterior]]:
+        """Exact posterior, of a long sequence stretch by stretch."""
+        if not _is_long(batch):
+            yield from super()._posteriors(model, batch, params)
+            return
+        params = model.graphical.expected_params() if params is None else params
+        cuts = _cuts(batch)
+        posteriors = model.graphical.infer_stretches(
+            lambda a, b: _potentials(model, batch.stretch(a, b)), params, cuts
+        )
+        for (a, b), posterior in zip(pairwise(cuts), posteriors, strict=True):
+            yield batch.stretch(a, b), posterior
+
+    def _predictions(
+        self, model: SequenceVAE, batch: Batch
+    ) -> Iterator[tuple[SequenceRows, tuple[Tensor, Tensor]]]:
+        """Moments of each step given the steps before it, of stacked steps, likewise."""
+        if not _is_long(batch):
+            rows = batch.rows()
+            moments = model.graphical.predictive_moments(_potentials(model, rows), rows.mask)
+            yield rows, tuple(moment[rows.mask] for moment in moments)
+            return
+        cuts = _cuts(batch)
+        read, read_again = tee(batch.stretch(a, b) for a, b in pairwise(cuts))
+        moments = predictive_stretches(
+            model.graphical.point_parameters(), (_potentials(model, rows) for rows in read)
+        )
+        for rows, (mean, covariance) in zip(read_again, moments, strict=True):
+            yield rows, (mean[0], covariance[0])
+
     def _forecast_moments(
         self, model: SequenceVAE, ends: Ends, n_steps: int
     ) -> tuple[Tensor, Tensor]:
@@ -120,20 +158,29 @@ class LinearPredictions(SequencePredictions):
 
     def _posterior_draws(
         self, model: SequenceVAE, rows: SequenceRows, n_draws: int, generator: torch.Generator
-    ) -> Tensor:
+    ) -> ChainPosterior:
         like = rows.encoded
         shape = (n_draws, *rows.latent_shape, self.latent_dim_)
         noise = torch.randn(shape, generator=generator, dtype=like.dtype, device=like.device)
-        return model.infer(rows, noise=noise, method="sequential").draws
+        return model.infer(rows, noise=noise, method="sequential")
+
+    def _point_posteriors(
+        self, model: SequenceVAE, batch: Batch
+    ) -> Iterator[tuple[SequenceRows, tuple[ChainPosterior, tuple[Tensor, Tensor]]]]:
+        posteriors = self._posteriors(model, batch, model.graphical.point_stats())
+        predictions = self._predictions(model, batch)
+        for (rows, posterior), (_, predicted) in zip(posteriors, predictions, strict=True):
+            yield rows, (posterior, predicted)
 
     def _step_bounds(
-        self, model: SequenceVAE, rows: SequenceRows, potentials: Potentials
+        self,
+        model: SequenceVAE,
+        rows: SequenceRows,
+        potentials: Potentials,
+        inferred: tuple[ChainPosterior, tuple[Tensor, Tensor]],
     ) -> tuple[Tensor, Tensor, Tensor]:
-        mask = rows.mask
-        chain, graphical = padded(potentials, mask), model.graphical
-        posterior = graphical.infer(chain, graphical.point_stats(), mask)
-        predicted = (moment[mask] for moment in graphical.predictive_moments(chain, mask))
-        moments = posterior.mean[mask], posterior.covariance[mask]
+        posterior, predicted = inferred
+        moments = posterior.mean[posterior.mask], posterior.covariance[posterior.mask]
         return _evidence_beyond(potentials, *moments, *predicted), *moments
 
     def _warn_of_growth(self, n_steps: int) -> None:
@@ -148,6 +195,19 @@ class LinearPredictions(SequencePredictions):
                 RuntimeWarning,
                 stacklevel=4,  # the line that called forecast
             )
+
+
+def _is_long(batch: Batch) -> bool:
+    return len(batch.windows) == 1 and batch.n_steps > _LONG
+
+
+def _cuts(batch: Batch) -> list[int]:
+    """Where the stretches of a long sequence begin, and its length."""
+    return [*range(0, batch.n_steps, _STRETCH), batch.n_steps]
+
+
+def _potentials(model: SequenceVAE, rows: SequenceRows) -> Potentials:
+    return padded(model.encode(rows), rows.mask)
 
 
 def _evidence_beyond(

@@ -2,7 +2,8 @@
 """What a fitted model says about sequences: predictions, scores, forecasts, missing values."""
 
 from abc import abstractmethod
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -10,10 +11,11 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from sksvae.estimators.fitted import normal_points
+from sksvae.estimators.pieces import Batch
 from sksvae.estimators.scaling import Scaling
 from sksvae.estimators.sequences import SequenceSVAE
 from sksvae.estimators.validation import checked_numbers
-from sksvae.graphical import Potentials, SwitchingPosterior
+from sksvae.graphical import ChainPosterior, Potentials, SwitchingPosterior
 from sksvae.inference import draw_gaussian
 from sksvae.objective import control_variate
 from sksvae.sequence_objective import SequenceRows, SequenceVAE
@@ -169,24 +171,24 @@ class SequencePredictions(SequenceSVAE):
         sequences = self._checked_sequences(X, groups)
         if n_draws is None:
 
-            def read(model: SequenceVAE, rows: SequenceRows) -> Tensor:
-                posterior = self._posterior(model, rows)
-                mean, covariance = (
-                    posterior.mean[posterior.mask],
-                    posterior.covariance[posterior.mask],
-                )
-                return self._decoded(model, mean, covariance)[0]
+            def read(model: SequenceVAE, rows: SequenceRows, posterior: ChainPosterior) -> Tensor:
+                mask = posterior.mask
+                return self._decoded(model, posterior.mean[mask], posterior.covariance[mask])[0]
 
             return sequences.restore(self._filled(sequences, self._collect(sequences, read)))
         self._check_count(n_draws, "n_draws")
         generator = self._generator()
 
-        def draw(model: SequenceVAE, rows: SequenceRows) -> Tensor:
-            z = self._posterior_draws(model, rows, n_draws, generator)[:, rows.mask]
+        def infer(model: SequenceVAE, batch: Batch) -> Iterator:
+            rows = batch.rows()
+            yield rows, self._posterior_draws(model, rows, n_draws, generator)
+
+        def draw(model: SequenceVAE, rows: SequenceRows, posterior: ChainPosterior) -> Tensor:
+            z = posterior.draws[:, posterior.mask]
             x = model.likelihood.sample(model.decode(z), model.noise_params, generator)
             return x.transpose(0, 1)
 
-        filled = self._filled(sequences, self._collect(sequences, draw))
+        filled = self._filled(sequences, self._collect(sequences, draw, infer, draws=True))
         restored = sequences.restore(filled)
         if sequences.form == "list":
             return [np.moveaxis(array, 1, 0) for array in restored]
@@ -218,14 +220,23 @@ class SequencePredictions(SequenceSVAE):
         rows: SequenceRows,
         n_draws: int,
         generator: torch.Generator,
-    ) -> Tensor:
-        """Draws of the latents of sequences, of shape (n_draws, n_sequences, n_steps, dim)."""
+    ) -> ChainPosterior:
+        """Posterior of the latents of sequences, with draws."""
+
+    @abstractmethod
+    def _point_posteriors(
+        self, model: SequenceVAE, batch: Batch
+    ) -> Iterator[tuple[SequenceRows, Any]]:
+        """What `_step_bounds` needs, under point estimates of the dynamics, in order."""
 
     @abstractmethod
     def _step_bounds(
-        self, model: SequenceVAE, rows: SequenceRows, potentials: Potentials
+        self, model: SequenceVAE, rows: SequenceRows, potentials: Potentials, inferred: Any
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """What each step adds to the bound beside ``E_q[log p(x | z)]``, and moments of q(z)."""
+        """What each step adds to the bound beside ``E_q[log p(x | z)]``, and moments of q(z).
+
+        ``inferred`` is what `_point_posteriors` gives.
+        """
 
     # ---- pieces ----
 
@@ -277,33 +288,38 @@ class SequencePredictions(SequenceSVAE):
             variances.append(spread.mean(0) + centers.var(0, correction=0))
         return torch.cat(means), torch.cat(variances)
 
-    @torch.no_grad()
     def _ends(self, sequences: Sequences) -> Ends:
         """Posterior of the last step of each sequence."""
-        last = np.cumsum(sequences.lengths) - 1
-        collected: dict[int, tuple[Tensor, ...]] = {}
-        for model, rows, positions, _ in self._batches(sequences):
-            at = positions[rows.lengths.cumsum(0).cpu().numpy() - 1]
-            # Batches are not in the order of the sequences, and may hold stretches of them.
-            chosen = np.flatnonzero(np.isin(at, last))
-            if chosen.size:
-                posterior = self._posterior(model, rows)
-                states = posterior.mean.new_ones(*rows.latent_shape, 1)
-                if isinstance(posterior, SwitchingPosterior):
-                    states = posterior.states
-                each = torch.as_tensor(chosen, device=self.device)
-                fields = (posterior.mean, posterior.covariance, states)
-                ends = (field[each, rows.lengths[each] - 1] for field in fields)
-                collected |= dict(zip(at[chosen], zip(*ends, strict=True), strict=True))
-        return Ends(*(torch.stack(field) for field in zip(*map(collected.get, last), strict=True)))
+        last, dim = np.cumsum(sequences.lengths) - 1, self.latent_dim_
+
+        def read(model: SequenceVAE, rows: SequenceRows, posterior: ChainPosterior) -> Tensor:
+            mask = posterior.mask
+            states = posterior.mean.new_ones(len(rows), 1)
+            if isinstance(posterior, SwitchingPosterior):
+                states = posterior.states[mask]
+            return torch.cat(
+                [posterior.mean[mask], posterior.covariance[mask].flatten(1), states], -1
+            )
+
+        ends = None
+        pieces = self._pieces(sequences).ends()
+        for places, part in self._inferred(sequences, pieces, read, self._posteriors):
+            if ends is None:
+                ends = np.empty((len(last), part.shape[1]), part.dtype)
+            chosen = np.isin(places, last)
+            ends[np.searchsorted(last, places[chosen])] = part[chosen]
+        mean, covariance, states = torch.as_tensor(ends, device=self.device).tensor_split(
+            (dim, dim + dim**2), -1
+        )
+        return Ends(mean, covariance.unflatten(-1, (dim, dim)), states)
 
     def _scores(self, sequences: Sequences) -> np.ndarray:
         """`score_samples` in the order of the values."""
         points = self._points()
 
-        def read(model: SequenceVAE, rows: SequenceRows) -> Tensor:
+        def read(model: SequenceVAE, rows: SequenceRows, inferred: Any) -> Tensor:
             potentials = model.encode(rows)
-            bounds, *moments = self._step_bounds(model, rows, potentials)
+            bounds, *moments = self._step_bounds(model, rows, potentials, inferred)
             parts = []
             for start in range(0, len(rows), _AT_ONCE):
                 part = slice(start, start + _AT_ONCE)
@@ -312,7 +328,7 @@ class SequencePredictions(SequenceSVAE):
                 parts.append(_reconstruction(model, rows.observed[part], evidence, *each, points))
             return bounds + torch.cat(parts)
 
-        scores = self._collect(sequences, read)
+        scores = self._collect(sequences, read, self._point_posteriors)
         scaling = Scaling(self.location_, self.scale_)
         jacobian = scaling.log_jacobian(sequences.values, self._fitted_likelihood())
         return scores + jacobian.astype(scores.dtype)

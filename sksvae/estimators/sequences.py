@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain, islice
 from numbers import Integral
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from sksvae.estimators.base import BaseSVAE
 from sksvae.estimators.containers import frames_of_tables_only
+from sksvae.estimators.pieces import Batch, Pieces
 from sksvae.estimators.scaling import Scaling, pieces
 from sksvae.estimators.validation import unchanged_on_error
 from sksvae.graphical import ChainPosterior
@@ -29,6 +31,8 @@ from sksvae.stored_rows import StoredSequenceRows, is_memory_map
 CHUNK_STEPS = 32_768  # steps, with padding, that are in memory at a time outside training
 # Steps of a minibatch: many small ones take long, few large ones learn little in an epoch.
 _MIN_BATCH, _MAX_BATCH, _BATCHES = 500, 8000, 50
+# What a step has, from the model, steps and what was inferred of them.
+Reader = Callable[[SequenceVAE, SequenceRows, Any], Tensor]
 _UNCUT = 5000  # most steps of a sequence where the initialisation needs more than windows
 
 
@@ -234,10 +238,9 @@ class SequenceSVAE(BaseSVAE, metaclass=ABCMeta):
         self._fitted_likelihood().validate(sequences.values)
         return sequences
 
-    def _pieces(self, sequences: Sequences) -> tuple[Windows, Windows]:
-        """Stretches to infer at a time, and which part of each is read: whole sequences."""
-        whole = sequences.windows()
-        return whole, whole
+    def _pieces(self, sequences: Sequences) -> Pieces:
+        """Stretches to infer at a time: whole sequences."""
+        return Pieces(sequences.windows(), sequences.lengths)
 
     def _posterior(
         self, model: SequenceVAE, rows: SequenceRows, params: tuple[Tensor, ...] | None = None
@@ -245,38 +248,70 @@ class SequenceSVAE(BaseSVAE, metaclass=ABCMeta):
         """Posterior of the latents after a fit."""
         return model.infer(rows, params)
 
-    def _batches(
-        self, sequences: Sequences
-    ) -> Iterator[tuple[SequenceVAE, SequenceRows, np.ndarray, np.ndarray]]:
-        """Sequences in bounded memory.
+    def _posteriors(
+        self, model: SequenceVAE, batch: Batch, params: tuple[Tensor, ...] | None = None
+    ) -> Iterator[tuple[SequenceRows, ChainPosterior]]:
+        """Posterior of the latents of some steps after the other, in order."""
+        rows = batch.rows()
+        yield rows, self._posterior(model, rows, params)
 
-        What comes is the model, steps, where they stand in the values, and which of them to read.
+    def _inferred(
+        self,
+        sequences: Sequences,
+        pieces: Pieces,
+        read: Reader,
+        infer: Callable[[SequenceVAE, Batch], Iterator[tuple[SequenceRows, Any]]],
+        draws: bool = False,
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Read something off steps, in bounded memory.
+
+        What comes are numbers of rows of the values, and what was read there. Steps may come
+        again, from longer pieces; what comes last holds. With ``draws`` batches go one after the
+        other, as equal seeds are to give equal numbers.
         """
         scaling = Scaling(self.location_, self.scale_)
         model, likelihood = self._rebuild(), self._fitted_likelihood()
-        windows, inner = self._pieces(sequences)
-        for indices in windows.batches(CHUNK_STEPS):
-            some, within = windows.take(indices), inner.take(indices)
-            positions = sequences.row_indices(some)
-            values = sequences.values[positions]
-            rows = self._stacked(values, some.length, scaling, likelihood)
-            self._check_reach(values, rows, positions)
-            step = positions - np.repeat(sequences.starts[some.sequence], some.length)
-            first, stop = (np.repeat(edge, some.length) for edge in (within.start, within.stop))
-            yield model, rows, positions, (first <= step) & (step < stop)
 
-    def _collect(
-        self, sequences: Sequences, read: Callable[[SequenceVAE, SequenceRows], Tensor]
-    ) -> np.ndarray:
-        """Read something off every step; in the order of the values, steps first."""
+        def rows_of(windows: Windows) -> SequenceRows:
+            positions = sequences.row_indices(windows)
+            values = sequences.values[positions]
+            rows = self._stacked(values, windows.length, scaling, likelihood)
+            self._check_reach(values, rows, positions)
+            return rows
 
         @torch.no_grad()
-        def compute(batch) -> tuple[np.ndarray, np.ndarray]:
-            model, rows, positions, inside = batch
-            return positions[inside], read(model, rows).cpu().numpy()[inside]
+        def compute(batch: Batch) -> list[tuple[np.ndarray, np.ndarray]]:
+            positions, inside = sequences.row_indices(batch.windows), pieces.inside(batch)
+            parts, first = [], 0
+            for rows, inferred in infer(model, batch):
+                some = slice(first, first + len(rows))
+                values = read(model, rows, inferred).cpu().numpy()
+                parts.append((positions[some][inside[some]], values[inside[some]]))
+                pieces.record(batch, inferred)
+                first = some.stop
+            return parts
 
+        while pieces.waiting.any():
+            batches = pieces.batches(CHUNK_STEPS, rows_of)
+            found = map(compute, batches) if draws else self._in_threads(compute, batches)
+            yield from chain.from_iterable(found)
+            pieces.join(model.settings.tol)
+
+    def _collect(
+        self,
+        sequences: Sequences,
+        read: Reader,
+        infer: Callable | None = None,
+        draws: bool = False,
+    ) -> np.ndarray:
+        """Read something off every step; in the order of the values, steps first.
+
+        ``infer`` is `_posteriors`, or gives something else for readers; ``draws`` is that of
+        `_inferred`.
+        """
         collected = None
-        for places, part in self._in_threads(compute, self._batches(sequences)):
+        pieces, infer = self._pieces(sequences), infer or self._posteriors
+        for places, part in self._inferred(sequences, pieces, read, infer, draws):
             if collected is None:
                 collected = np.empty((sequences.n_rows, *part.shape[1:]), part.dtype)
             collected[places] = part
@@ -325,8 +360,7 @@ class SequenceSVAE(BaseSVAE, metaclass=ABCMeta):
         """
         sequences = self._checked_sequences(X, groups)
 
-        def read(model: SequenceVAE, rows: SequenceRows) -> Tensor:
-            posterior = self._posterior(model, rows)
+        def read(model: SequenceVAE, rows: SequenceRows, posterior: ChainPosterior) -> Tensor:
             return posterior.mean[posterior.mask]
 
         return sequences.restore(self._collect(sequences, read))

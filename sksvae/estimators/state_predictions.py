@@ -2,6 +2,7 @@
 """What fitted switching dynamics say about sequences."""
 
 import warnings
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -10,6 +11,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 from torch.nn.functional import one_hot, pad
 
+from sksvae.estimators.pieces import Batch, Pieces
 from sksvae.estimators.sequence_predictions import Ends, SequencePredictions
 from sksvae.estimators.sequences import CHUNK_STEPS
 from sksvae.estimators.validation import checked_states
@@ -21,7 +23,7 @@ from sksvae.sequences import Sequences, Windows
 
 _WHOLE = 6000  # steps of the longest sequence that is inferred in one piece
 _PIECE = 800  # steps of the pieces of longer ones
-_MARGIN = 100  # steps beyond each end of a piece that its posterior takes into account
+_MARGIN = 100  # steps beyond each end of a piece that its posterior takes into account at first
 # Steps of the longest sequence that gets a second start of inference. One of two ends is kept for
 # the whole sequence: the longer it is, the less they differ, per step.
 _BRIEF = 500
@@ -49,7 +51,7 @@ class StatePredictions(SequencePredictions):
             in training.
         """
         sequences = self._checked_sequences(X, groups)
-        return sequences.restore(self._collect(sequences, self._read_states).argmax(1))
+        return sequences.restore(self._collect(sequences, _states).argmax(1))
 
     def predict_proba(self, X, groups=None):
         """Probability of each state at each row, given its whole sequence.
@@ -67,7 +69,7 @@ class StatePredictions(SequencePredictions):
             ``n_states_`` per row, in the form of X.
         """
         sequences = self._checked_sequences(X, groups)
-        return sequences.restore(self._collect(sequences, self._read_states))
+        return sequences.restore(self._collect(sequences, _states))
 
     def decode(self, X, groups=None):
         """Most probable path of states through each sequence: the Viterbi path under q(k).
@@ -87,8 +89,7 @@ class StatePredictions(SequencePredictions):
         """
         sequences = self._checked_sequences(X, groups)
         energies = self._collect(
-            sequences,
-            lambda model, rows: self._posterior(model, rows).energies[rows.mask],
+            sequences, lambda model, rows, posterior: posterior.energies[posterior.mask]
         )
         log_initial, log_transition = self._rebuild().graphical.expected_params()[8:]
         path = np.empty(sequences.n_rows, np.int64)
@@ -182,11 +183,11 @@ class StatePredictions(SequencePredictions):
 
     # ---- hooks ----
 
-    def _pieces(self, sequences: Sequences) -> tuple[Windows, Windows]:
+    def _pieces(self, sequences: Sequences) -> Pieces:
         """Sequences, or overlapping pieces of long ones.
 
-        What is beyond the margin hardly matters to a posterior, and many pieces side by side are
-        faster than one long recursion.
+        What is beyond the margin hardly matters to most posteriors, and many pieces side by side
+        are faster than one long recursion.
         """
         whole = sequences.windows()
         long = whole.length > _WHOLE
@@ -197,9 +198,7 @@ class StatePredictions(SequencePredictions):
                 for name in ("sequence", "start", "length")
             )
         )
-        first = np.maximum(inner.start - _MARGIN, 0)
-        stop = np.minimum(inner.stop + _MARGIN, sequences.lengths[inner.sequence])
-        return Windows(inner.sequence, first, stop - first), inner
+        return Pieces(inner, sequences.lengths, _MARGIN)
 
     def _posterior(
         self, model: SequenceVAE, rows: SequenceRows, params: tuple[Tensor, ...] | None = None
@@ -214,17 +213,25 @@ class StatePredictions(SequencePredictions):
             starts.append(torch.where(brief, local, starts[0]))
         return graphical.infer_best(potentials, params, mask, starts, model.settings)
 
-    def _read_states(self, model: SequenceVAE, rows: SequenceRows) -> Tensor:
-        return self._posterior(model, rows).states[rows.mask]
+    def _point_posteriors(
+        self, model: SequenceVAE, batch: Batch
+    ) -> Iterator[tuple[SequenceRows, SwitchingPosterior]]:
+        return self._posteriors(model, batch, model.graphical.point_stats())
 
     def _step_bounds(
-        self, model: SequenceVAE, rows: SequenceRows, potentials: Potentials
+        self,
+        model: SequenceVAE,
+        rows: SequenceRows,
+        potentials: Potentials,
+        inferred: SwitchingPosterior,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        mask, params = rows.mask, model.graphical.point_stats()
-        posterior = self._posterior(model, rows, params)
-        divergence = model.graphical.local_kl_terms(posterior, params)
-        divergence = _moved_to_observed(divergence, _observed(rows))
-        return -divergence[mask], posterior.mean[mask], posterior.covariance[mask]
+        mask, graphical = inferred.mask, model.graphical
+        divergence = graphical.local_kl_terms(inferred, graphical.point_stats())
+        return -divergence[mask], inferred.mean[mask], inferred.covariance[mask]
+
+    def _scores(self, sequences: Sequences) -> np.ndarray:
+        observed = ~np.isnan(sequences.values).all(1)
+        return _moved_to_observed(super()._scores(sequences), observed, sequences.lengths)
 
     def _forecast_moments(
         self, model: SequenceVAE, ends: Ends, n_steps: int
@@ -256,7 +263,7 @@ class StatePredictions(SequencePredictions):
 
     def _posterior_draws(
         self, model: SequenceVAE, rows: SequenceRows, n_draws: int, generator: torch.Generator
-    ) -> Tensor:
+    ) -> SwitchingPosterior:
         """Draws of latents, each from a Markov chain of its own.
 
         It begins with a path of states: drawn from what the best posterior says where something is
@@ -267,10 +274,10 @@ class StatePredictions(SequencePredictions):
         """
         mask, params = rows.mask, model.graphical.expected_params()
         potentials = padded(model.encode(rows), mask)
-        seen = _observed(rows)
+        posterior, seen = self._posterior(model, rows), _observed(rows)
         # What moves into a step is known where the one before is observed, too.
         known = pad(seen[:, 1:] & seen[:, :-1], (1, 0)).unsqueeze(-1)
-        evidence = torch.where(known, self._posterior(model, rows).energies, 0.0)
+        evidence = torch.where(known, posterior.energies, 0.0)
         paths = draw_paths(*params[8:], evidence, n_draws, generator, mask=mask)
         draws = []
         for some in paths.split(max(1, CHUNK_STEPS // mask.numel())):
@@ -280,7 +287,7 @@ class StatePredictions(SequencePredictions):
             )
             z = _gibbs_draws(problem, some.flatten(0, 1), generator)
             draws.append(z.unflatten(0, some.shape[:2]))
-        return torch.cat(draws)
+        return replace(posterior, draws=torch.cat(draws))
 
     def _warn_of_growth(self, now: Tensor, then: Tensor) -> None:
         """Latents have about unit variance in training."""
@@ -305,17 +312,24 @@ def _observed(rows: SequenceRows) -> Tensor:
     return pad_steps(seen, rows.mask).squeeze(-1)
 
 
-def _moved_to_observed(terms: Tensor, observed: Tensor) -> Tensor:
-    """Terms of steps without an observation, added to the next step with one.
+def _states(model: SequenceVAE, rows: SequenceRows, posterior: SwitchingPosterior) -> Tensor:
+    return posterior.states[posterior.mask]
 
-    After the last observation, to that; those of a sequence without any are dropped, as its
-    log-likelihood is zero.
+
+def _moved_to_observed(terms: np.ndarray, observed: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Terms of rows without an observation, added to the next row with one.
+
+    After the last observation of a sequence, to that; those of a sequence without any are dropped,
+    as its log-likelihood is zero.
     """
-    step, n_steps = torch.arange(terms.shape[1], device=terms.device), terms.shape[1]
-    later = torch.where(observed, step, n_steps).flip(1).cummin(1).values.flip(1)
-    last = torch.where(observed, step, -1).amax(1, keepdim=True)
-    place = torch.minimum(later, last).clamp_min(0)
-    return torch.where(observed, torch.zeros_like(terms).scatter_add(1, place, terms), 0.0)
+    row, n_rows = np.arange(len(terms)), len(terms)
+    stop = np.repeat(np.cumsum(lengths), lengths)
+    first = stop - np.repeat(lengths, lengths)
+    later = np.minimum.accumulate(np.where(observed, row, n_rows)[::-1])[::-1]
+    earlier = np.maximum.accumulate(np.where(observed, row, -1))
+    place = np.where(later < stop, later, earlier)
+    kept = place >= first
+    return np.bincount(place[kept], terms[kept], n_rows).astype(terms.dtype)
 
 
 def _gibbs_draws(problem: SwitchingProblem, paths: Tensor, generator: torch.Generator) -> Tensor:

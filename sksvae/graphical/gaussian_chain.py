@@ -21,6 +21,10 @@ References
    discrete representations", NeurIPS 2023, appendices D.1 and E.
 """
 
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple
+
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
@@ -28,10 +32,8 @@ from torch.nn.functional import pad
 from sksvae.expfam import MNIWNatural, NIWNatural
 from sksvae.graphical.api import ChainPosterior, Potentials
 from sksvae.graphical.transition_tables import ChainNatural
-from sksvae.inference import chain_moments, long_chain_moments
+from sksvae.inference import ChainMoments, chain_moments, long_chain_moments
 from sksvae.inference.block_tridiagonal import ChainMethod
-
-_LONG = 20_000  # steps that are worked on at a time where no gradient is needed
 
 
 def clean_potentials(potentials: Potentials, mask: Tensor) -> Potentials:
@@ -122,8 +124,7 @@ def chain_posterior(
     potentials : Potentials
         Of shape (n_sequences, n_steps, latent_dim), zero at steps that do not exist.
     natural : ChainNatural
-        ``E log p(z | theta)``. Sequences of many thousand steps, without a gradient, overwrite
-        its diagonal.
+        ``E log p(z | theta)``.
     mask : Tensor of bool of shape (n_sequences, n_steps)
         Which steps exist.
     noise : Tensor of shape (n_draws, n_sequences, n_steps, latent_dim), optional
@@ -148,31 +149,125 @@ def chain_posterior(
     >>> chain_posterior(Potentials(3 * one, one), prior, one.bool().squeeze(-1)).mean
     tensor([[[1.5000]]])
     """
-    r, R = potentials
-    h, J = natural.precision_mean, natural.diagonal
-    # The mean, if steps were independent. Any point will do, so it needs no gradient.
-    own = (R + J.diagonal(dim1=-2, dim2=-1)).detach()
-    center = torch.where(mask.unsqueeze(-1), (r + h).detach() / own, 0.0)
-    evidence_slope, product = r - R * center, natural.times(center)
-    slope = evidence_slope + (h - product)
-    if noise is None and mask.shape[1] > _LONG and not torch.is_grad_enabled() and mask.all():
-        J.diagonal(dim1=-2, dim2=-1).add_(R)  # in place: a copy would be the largest of all
-        chain = long_chain_moments(slope, J, natural.lower, _LONG)
-    else:
-        J = J + torch.diag_embed(R)
-        chain = chain_moments(slope, J, natural.lower, mask=mask, noise=noise, method=method)
-    shift, variance = chain.mean, chain.covariance.diagonal(dim1=-2, dim2=-1)
-    evidence = evidence_slope * shift - 0.5 * R * (variance + shift.square())
-    log_prior = (h - 0.5 * product) * center
-    local_kl = (evidence - log_prior).sum((-2, -1)) - natural.constant - chain.log_normalizer
-    return ChainPosterior(
-        mean=center + shift,
-        covariance=chain.covariance,
-        lag_covariance=chain.lag_covariance,
-        draws=center + chain.draws,
-        local_kl=local_kl,
-        mask=mask,
-    )
+    centered = _Centered.build(potentials, natural, mask)
+    chain = chain_moments(*centered.chain, mask=mask, noise=noise, method=method)
+    return centered.posterior(chain, natural.constant, mask)
+
+
+@torch.no_grad()
+def chain_stretches(
+    potentials: Callable[[int, int], Potentials],
+    natural: Callable[[int, int], ChainNatural],
+    cuts: Sequence[int],
+) -> Iterator[ChainPosterior]:
+    """`chain_posterior` of one sequence, stretch by stretch: only messages between them are held.
+
+    Parameters
+    ----------
+    potentials : callable
+        ``potentials(a, b)`` gives those of the steps from a to b, without b, of shape
+        (1, b - a, latent_dim).
+    natural : callable
+        ``natural(a, b)`` gives ``E log p(z | theta)`` of these steps, without what the transitions
+        to others add.
+    cuts : sequence of int
+        Where stretches begin, in order and from 0, and the number of steps.
+
+    Yields
+    ------
+    ChainPosterior
+        Of each stretch in order, without a gradient. Lag covariances begin with that of the last
+        step of the stretch before and the first of this. Divergences add up to that of the
+        sequence.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sksvae.graphical import DynamicsPrior, LinearDynamicsModel, Potentials
+    >>> model = LinearDynamicsModel(DynamicsPrior.isotropic(1))
+    >>> x = torch.tensor([[[0.0], [1.0], [3.0], [2.0]]], dtype=torch.float64)
+    >>> def evidence(a, b):
+    ...     return Potentials(x[:, a:b], torch.ones_like(x[:, a:b]))
+    >>> parts = model.infer_stretches(evidence, model.expected_params(), [0, 3, 4])
+    >>> [part.mean.shape for part in parts]
+    [torch.Size([1, 3, 1]), torch.Size([1, 1, 1])]
+    """
+    latest: Any = None
+
+    def read(start: int, stop: int) -> tuple[Tensor, Tensor, Tensor]:
+        nonlocal latest
+        # Both neighbours are needed, and theirs for the points about which they are.
+        first, last = max(start - 2, 0), min(stop + 2, cuts[-1])
+        evidence = potentials(first, last)
+        exists = evidence.precision.new_ones(1, last - first, dtype=torch.bool)
+        around = _Centered.build(evidence, natural(first, last), exists)
+        latest = around.steps(start - first, stop - first)
+        return latest.chain
+
+    chains = long_chain_moments(read, cuts)
+    for (start, stop), chain in zip(pairwise(cuts), chains, strict=True):
+        # The transition to the next stretch counts for this one.
+        constant = natural(start, min(stop + 1, cuts[-1])).constant
+        exists = torch.ones(chain.mean.shape[:2], dtype=torch.bool, device=chain.mean.device)
+        # A stretch is read just before its moments come.
+        yield latest.posterior(chain, constant, exists)
+
+
+class _Centered(NamedTuple):
+    """A chain with potentials in ``y = z - c``, see `chain_posterior`.
+
+    Everything but the couplings ``lower`` has a step in axis 1 for each step of the chain.
+    """
+
+    center: Tensor
+    precision: Tensor
+    evidence_slope: Tensor
+    log_prior: Tensor
+    slope: Tensor
+    diagonal: Tensor
+    lower: Tensor
+
+    @classmethod
+    def build(cls, potentials: Potentials, natural: ChainNatural, mask: Tensor) -> "_Centered":
+        r, R = potentials
+        h, J = natural.precision_mean, natural.diagonal
+        # The mean, if steps were independent. Any point will do, so it needs no gradient.
+        own = (R + J.diagonal(dim1=-2, dim2=-1)).detach()
+        center = torch.where(mask.unsqueeze(-1), (r + h).detach() / own, 0.0)
+        evidence_slope, product = r - R * center, natural.times(center)
+        return cls(
+            center,
+            R,
+            evidence_slope,
+            (h - 0.5 * product) * center,
+            evidence_slope + (h - product),
+            J + torch.diag_embed(R),
+            natural.lower,
+        )
+
+    def steps(self, start: int, stop: int) -> "_Centered":
+        """Some of the steps, with couplings to the steps after them."""
+        return _Centered(*(field[:, start:stop] for field in self))
+
+    @property
+    def chain(self) -> tuple[Tensor, Tensor, Tensor]:
+        """What `chain_moments` takes."""
+        return self.slope, self.diagonal, self.lower
+
+    def posterior(self, chain: ChainMoments, constant: Tensor, mask: Tensor) -> ChainPosterior:
+        """Posterior from the moments of ``y`` and the constant of ``E log p(z | theta)``."""
+        shift, variance = chain.mean, chain.covariance.diagonal(dim1=-2, dim2=-1)
+        evidence = self.evidence_slope * shift
+        evidence = evidence - 0.5 * self.precision * (variance + shift.square())
+        divergence = (evidence - self.log_prior).sum((-2, -1))
+        return ChainPosterior(
+            mean=self.center + shift,
+            covariance=chain.covariance,
+            lag_covariance=chain.lag_covariance,
+            draws=self.center + chain.draws,
+            local_kl=divergence - constant - chain.log_normalizer,
+            mask=mask,
+        )
 
 
 def chain_stats(

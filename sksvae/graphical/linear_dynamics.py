@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Linear dynamics over latents, with exact inference in whole sequences."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -26,6 +26,7 @@ from sksvae.graphical.gaussian_chain import (
     chain_posterior,
     chain_roles,
     chain_stats,
+    chain_stretches,
     clean_potentials,
 )
 from sksvae.graphical.point_dynamics import (
@@ -34,7 +35,7 @@ from sksvae.graphical.point_dynamics import (
     forecast_moments,
     predictive_moments,
 )
-from sksvae.graphical.transition_tables import NaturalTable
+from sksvae.graphical.transition_tables import ChainNatural, NaturalTable
 from sksvae.inference import FixedPointSettings
 from sksvae.inference.block_tridiagonal import ChainMethod
 
@@ -105,6 +106,39 @@ class LinearDynamicsModel(SequenceModel):
         dynamics = MNIWStats(*(field.unsqueeze(0) for field in params[4:]))
         natural = NaturalTable.build(NIWStats(*params[:4]), dynamics).chain(starts, moves)
         return chain_posterior(potentials, natural, mask, noise, method)
+
+    def infer_stretches(
+        self,
+        potentials: Callable[[int, int], Potentials],
+        params: tuple[Tensor, ...],
+        cuts: Sequence[int],
+    ) -> Iterator[ChainPosterior]:
+        """`infer` for one sequence of any length, in bounded memory and without gradients.
+
+        Parameters
+        ----------
+        potentials : callable
+            ``potentials(a, b)`` gives the evidence of the steps from a to b, without b, of shape
+            (1, b - a, latent_dim). Each step is asked for more than once.
+        params : tuple of Tensor
+            As from `expected_params`.
+        cuts : sequence of int
+            Where stretches begin, in order and from 0, and the number of steps.
+
+        Returns
+        -------
+        iterator of ChainPosterior
+            Of each stretch, see `sksvae.graphical.gaussian_chain.chain_stretches`.
+        """
+        dynamics = MNIWStats(*(field.unsqueeze(0) for field in params[4:]))
+        table = NaturalTable.build(NIWStats(*params[:4]), dynamics)
+
+        def natural(start: int, stop: int) -> ChainNatural:
+            starts = table.shifts.new_zeros(1, stop - start)
+            starts[:, 0] = float(start == 0)
+            return table.chain(starts, table.shifts.new_ones(1, stop - start - 1, 1))
+
+        return chain_stretches(potentials, natural, cuts)
 
     def prior_kl(self) -> Tensor:
         """``KL(q(theta) || p(theta))``, in nats."""

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Linear dynamics with point parameters: prediction, forecasts and draws, forward in time."""
 
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -105,10 +106,69 @@ def predictive_moments(
     >>> covariance.flatten()
     tensor([1.0000, 1.5000, 2.5000])
     """
+    return _filtered(parameters, potentials, mask, None)[:2]
+
+
+@torch.no_grad()
+def predictive_stretches(
+    parameters: DynamicsParameters, stretches: Iterable[Potentials]
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """`predictive_moments` of one sequence, stretch by stretch.
+
+    Parameters
+    ----------
+    parameters : DynamicsParameters
+        Of the chain.
+    stretches : iterable of Potentials
+        Evidence for the steps of each stretch, in order, of shape (1, n_steps, latent_dim).
+
+    Yields
+    ------
+    mean : Tensor of shape (1, n_steps, latent_dim)
+        Of the predictions for each stretch.
+    covariance : Tensor of shape (1, n_steps, latent_dim, latent_dim)
+        Theirs.
+
+    Raises
+    ------
+    torch.linalg.LinAlgError
+        If potentials or moments are not finite.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sksvae.graphical import DynamicsParameters, Potentials
+    >>> from sksvae.graphical.point_dynamics import predictive_stretches
+    >>> one, none = torch.ones(1, 1), torch.zeros(1)
+    >>> walk = DynamicsParameters(one, none, one, none, one)
+    >>> seen, unseen = (Potentials(0 * one[None], R * one[None]) for R in (1, 0))
+    >>> parts = predictive_stretches(walk, [seen, unseen, unseen])
+    >>> torch.cat([covariance.flatten() for _, covariance in parts])
+    tensor([1.0000, 1.5000, 2.5000])
+    """
+    state = None
+    for potentials in stretches:
+        mask = torch.ones_like(potentials.precision[..., 0], dtype=torch.bool)
+        mean, covariance, state = _filtered(parameters, potentials, mask, state)
+        yield mean, covariance
+
+
+def _filtered(
+    parameters: DynamicsParameters,
+    potentials: Potentials,
+    mask: Tensor,
+    state: tuple[Tensor, Tensor] | None,
+) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
+    """Moments of `predictive_moments`, and what the filter knows of the step after the last.
+
+    With such a ``state`` the first step continues what was before.
+    """
     A, b, Q, initial_mean, initial_covariance = parameters
     r, R = clean_potentials(potentials, mask)
     n_sequences, n_steps, dim = r.shape
     starts, _ = chain_roles(mask)
+    if state is not None:
+        starts[:, 0] = False
     some_start = starts.any(0).tolist()
     roots = R.sqrt()
     observed = torch.where(r == 0, 0.0, r / roots)
@@ -120,7 +180,7 @@ def predictive_moments(
     surprise = array[:, dim : 2 * dim, -1]
     seen, moved = array[:, :dim, :dim], array[:, :dim, dim:-1]
     means, factors = torch.zeros_like(r), r.new_zeros(n_sequences, n_steps, dim, dim)
-    m, F = means[:, 0], factors[:, 0]
+    m, F = (means[:, 0], factors[:, 0]) if state is None else state
     for t, (o, s) in enumerate(zip(observed.unbind(1), roots.unbind(1), strict=True)):
         if some_start[t]:
             m = torch.where(starts[:, t, None], initial_mean, m)
@@ -142,7 +202,7 @@ def predictive_moments(
             "extreme values, or the dynamics are unstable; the transition matrix has spectral "
             f"radius {parameters.spectral_radius:.4g}."
         )
-    return means, covariances
+    return means, covariances, (m, F)
 
 
 @torch.no_grad()

@@ -60,6 +60,30 @@ def test_batches_of_sequences_do_not_matter(monkeypatch):
         assert_close(part, expected)
 
 
+@pytest.mark.parametrize("stretch", [1, 3, 7, 19])
+def test_long_sequences_are_read_in_stretches(monkeypatch, stretch):
+    """Never all of their steps at once, and the result is the same."""
+    estimator, short, held = fitted(), 7, []
+    whole, forecast = read_all(estimator, SEQUENCES), estimator.forecast(SEQUENCES, 3)
+    module = "sksvae.estimators.linear_predictions"
+    monkeypatch.setattr(f"{module}._LONG", short)
+    monkeypatch.setattr(f"{module}._STRETCH", stretch)
+    monkeypatch.setattr("sksvae.estimators.sequences.CHUNK_STEPS", short)
+    stacked = type(estimator)._stacked
+
+    def recorded(self, values, lengths, *arguments):
+        held.append(len(values))
+        return stacked(self, values, lengths, *arguments)
+
+    monkeypatch.setattr(type(estimator), "_stacked", recorded)
+    for name, value in read_all(estimator, SEQUENCES).items():
+        assert_close(value, whole[name], name)
+    for part, expected in zip(estimator.forecast(SEQUENCES, 3), forecast, strict=True):
+        assert_close(part, expected)
+    # With a stretch come two steps on each side.
+    assert max(held) <= max(stretch + 4, short)
+
+
 def test_many_sequences_agree_with_one_at_a_time():
     estimator = fitted()
     many = np.random.default_rng(0).normal(size=(300, 5, 3))

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Long recordings, which are inferred in overlapping pieces, agree with whole inference."""
+"""Long recordings, which are inferred in overlapping pieces, agree with whole inference.
+
+Where memory is longer than the margins of the pieces, these are joined until they agree.
+"""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -8,8 +11,12 @@ import pytest
 import torch
 
 from sksvae import SVAESwitchingLDS
+from sksvae.estimators.pieces import Pieces, Seam
+from sksvae.estimators.scaling import Scaling
 from sksvae.graphical import SwitchingDynamicsModel
+from sksvae.graphical.switching_inference import SwitchingProblem
 from sksvae.inference import FixedPointSettings
+from sksvae.sequence_objective import padded
 from sksvae.sequences import Windows, read_sequences
 
 from .linear_dynamics_cases import with_gaps
@@ -87,7 +94,7 @@ def test_batches_in_threads_give_the_same(monkeypatch, threads, n_threads):
     threads(n_threads)
     assert_close(KNOWN.transform(MIXED), expected, atol=0)
 
-    def fails(model, rows):
+    def fails(model, rows, posterior):
         assert not torch.is_grad_enabled()
         raise ZeroDivisionError
 
@@ -99,12 +106,19 @@ def test_batches_in_threads_give_the_same(monkeypatch, threads, n_threads):
     assert torch.is_grad_enabled()
 
 
+def test_draws_do_not_depend_on_threads(monkeypatch, threads):
+    monkeypatch.setattr("sksvae.estimators.sequences.CHUNK_STEPS", 40)
+    expected = KNOWN.impute(MIXED, 2)
+    threads(3)
+    assert_close(KNOWN.impute(MIXED, 2), expected, atol=0)
+
+
 def test_a_single_batch_is_left_to_the_threads_of_torch(threads):
     threads(2)
     seen = []
     KNOWN._collect(
         KNOWN._checked_sequences(MIXED, None),
-        lambda model, rows: seen.append(torch.get_num_threads()) or rows.observed,
+        lambda model, rows, _: seen.append(torch.get_num_threads()) or rows.observed,
     )
     assert seen == [2]
 
@@ -127,15 +141,98 @@ def test_long_sequences_have_one_start(monkeypatch):
     assert kinds == ["filter", "filter", "local"]
 
 
-def test_the_margin_is_what_makes_them_agree(monkeypatch, whole):
+@pytest.mark.parametrize("margin", [0, 3])
+@pytest.mark.parametrize("name", ROW_BY_ROW)
+def test_pieces_with_too_short_margins_are_joined(monkeypatch, name, margin, whole):
+    set_pieces(monkeypatch, 60, 40, margin)
+    rounds = recorded_rounds(monkeypatch)
+    assert_close(getattr(KNOWN, name)(MIXED), whole[name], atol=1e-6)
+    assert len(rounds) > 1
+
+
+def test_without_a_look_at_the_seams_they_would_not_agree(monkeypatch, whole):
+    """So that the test above can fail."""
+    monkeypatch.setattr(Seam, "agrees", lambda *_: True)
     errors = []
     for margin in (0, 3, 30):
         set_pieces(monkeypatch, 60, 40, margin)
         pairs = zip(KNOWN.transform(MIXED), whole["transform"], strict=True)
         errors.append(max(np.abs(one - other).max() for one, other in pairs))
-    assert errors[0] > 0.01
     assert errors[0] > errors[1] > 1e-4
     assert errors[2] < 1e-6
+
+
+@pytest.mark.parametrize(("noise", "margin"), [(0.01, 3), (1.0, 3), (1.0, 30)])
+def test_what_is_put_together_is_a_fixed_point_of_the_whole(monkeypatch, noise, margin):
+    """Even where the whole, from its own start, ends in another."""
+    estimator = known(noise=noise)
+    series = with_gaps(estimator.sample(300)[0][None], share=0.1)[0]
+    series[100:140] = np.nan
+    set_pieces(monkeypatch, 60, 40, margin)
+    assert largest_change(estimator, series, estimator.predict_proba(series)) < 1e-8
+    monkeypatch.setattr(Seam, "agrees", lambda *_: True)
+    assert largest_change(estimator, series, estimator.predict_proba(series)) > 1e-6
+
+
+@torch.no_grad()
+def largest_change(estimator, series, states):
+    """Largest change of a probability in a round of block updates of the whole sequence."""
+    sequences = estimator._checked_sequences(series, None)
+    model = estimator._rebuild()
+    scaling = Scaling(estimator.location_, estimator.scale_)
+    rows = estimator._stacked(series, sequences.lengths, scaling, model.likelihood)
+    potentials, params = padded(model.encode(rows), rows.mask), model.graphical.expected_params()
+    problem = SwitchingProblem.build(potentials, params, rows.mask)
+    states = torch.as_tensor(states).unsqueeze(0)
+    return float((problem.next_states(states) - states).abs().max())
+
+
+@pytest.mark.parametrize("name", ["transform", "score_samples"])
+def test_only_pieces_that_disagree_are_inferred_again(monkeypatch, name):
+    """Nothing is seen for a while, so that memory is long there."""
+    series = KNOWN.sample(600)[0]
+    series[280:350] = np.nan
+    expected = getattr(KNOWN, name)(series)
+    set_pieces(monkeypatch, 60, 40, 30)
+    rounds = recorded_rounds(monkeypatch)
+    np.testing.assert_allclose(getattr(KNOWN, name)(series), expected, rtol=0, atol=1e-6)
+    first, *later = rounds
+    assert len(first) == 15
+    assert 1 <= len(later) <= 2
+    for windows in later:
+        assert len(windows) == 1
+        assert 100 < windows.start[0] < 280
+        assert 350 < windows.stop[0] < 550
+
+
+def test_a_forecast_looks_at_the_last_pieces_only(monkeypatch):
+    series = KNOWN.sample(600)[0]
+    series[200:300] = np.nan
+    ends_in_a_gap = series.copy()
+    ends_in_a_gap[530:599] = np.nan
+    expected = [KNOWN.forecast(X, 2) for X in (series, ends_in_a_gap)]
+    set_pieces(monkeypatch, 60, 40, 30)
+    rounds = recorded_rounds(monkeypatch)
+    assert_close(KNOWN.forecast(series, 2), expected[0], 1e-6)
+    assert [part.start.tolist() for part in rounds] == [[490, 530]]
+    rounds.clear()
+    assert_close(KNOWN.forecast(ends_in_a_gap, 2), expected[1], 1e-6)
+    # The last two as one, and what then comes before it; and so on.
+    assert [part.start.tolist() for part in rounds[:2]] == [[490, 530], [450, 460]]
+    assert all(part.start.min() > 300 for part in rounds)
+
+
+def recorded_rounds(monkeypatch):
+    """Return a list that collects which windows are inferred in each round."""
+    rounds = []
+    batches = Pieces.batches
+
+    def recorded(self, *arguments):
+        rounds.append(self.outer.take(self.waiting))
+        return batches(self, *arguments)
+
+    monkeypatch.setattr(Pieces, "batches", recorded)
+    return rounds
 
 
 @pytest.mark.usefixtures("pieces")
@@ -176,8 +273,8 @@ def test_pieces_cover_each_step_once_and_know_their_neighbours(monkeypatch):
     sequences = read_sequences(
         [np.zeros((length, 1)) for length in lengths], rows="auto", check=np.asarray
     )
-    outer, inner = KNOWN._pieces(sequences)
-    assert isinstance(outer, Windows)
+    pieces = KNOWN._pieces(sequences)
+    outer, inner = pieces.outer, pieces.inner
     covered = [np.zeros(length, int) for length in lengths]
     for n, start, stop in zip(inner.sequence, inner.start, inner.stop, strict=True):
         covered[n][start:stop] += 1
@@ -189,6 +286,69 @@ def test_pieces_cover_each_step_once_and_know_their_neighbours(monkeypatch):
     assert inner.length[long].tolist() == [38, 38, 37, 37]
     assert outer.start[long].tolist() == [0, 8, 46, 83]
     assert outer.stop[long].tolist() == [68, 106, 143, 150]
+
+
+def test_a_long_gap_costs_what_it_does_in_the_whole(monkeypatch):
+    """Longer than pieces with their margins: no step of it is lost."""
+    series = LONG[0].copy()
+    series[20:110] = np.nan
+    expected = KNOWN.score_samples(series)
+    set_pieces(monkeypatch, 60, 20, 5)
+    scores = KNOWN.score_samples(series)
+    assert (scores[20:110] == 0).all()
+    np.testing.assert_allclose(scores, expected, rtol=0, atol=1e-5)
+
+
+def test_seams_are_compared_in_units_of_their_standard_deviations():
+    mean = torch.tensor([[1.0, 1e6], [0.0, 0.0]], dtype=torch.float64)
+    covariance = torch.diag_embed(torch.tensor([[4.0, 1.0], [1e-8, 1.0]], dtype=torch.float64))
+    seam = Seam(mean, covariance, torch.full((2, 3), 1 / 3, dtype=torch.float64))
+    assert seam.agrees(seam, 1e-6)
+
+    def moved(name, at, by):
+        changed = getattr(seam, name).clone()
+        changed[at] += by
+        return seam._replace(**{name: changed})
+
+    # A tolerance of 1e-6 allows for 1e-4, in float64.
+    assert seam.agrees(moved("mean", (0, 0), 1.9e-4), 1e-6)
+    assert not seam.agrees(moved("mean", (0, 0), 2.1e-4), 1e-6)
+    assert not seam.agrees(moved("mean", (1, 0), 1.1e-8), 1e-6)
+    assert seam.agrees(moved("covariance", (0, 0, 1), 1.9e-4), 1e-6)
+    assert not seam.agrees(moved("covariance", (0, 0, 1), 2.1e-4), 1e-6)
+    assert not seam.agrees(moved("covariance", (1, 0, 1), 1.1e-8), 1e-6)
+    assert seam.agrees(moved("states", (1, 2), 9e-5), 1e-6)
+    assert not seam.agrees(moved("states", (1, 2), 1.1e-4), 1e-6)
+    assert not seam.agrees(moved("mean", (0, 0), torch.nan), 1e-6)
+    # Rounding leaves 1.5e-8 of large means, and of anything.
+    assert seam.agrees(moved("mean", (0, 1), 1e-10), 1e-16)
+    assert seam.agrees(moved("states", (0, 0), 1e-8), 1e-16)
+    assert not seam.agrees(moved("states", (0, 0), 2e-8), 1e-16)
+
+
+@pytest.mark.parametrize("n_apart", range(1, 12))
+def test_pieces_that_disagree_become_one_up_to_four_at_a_time(monkeypatch, n_apart):
+    """And never one alone; those of other sequences stay."""
+    lengths = np.array([10, 140, 30])
+    pieces = Pieces(Windows.whole(lengths).cut(10), lengths, margin=2)
+    inner = pieces.inner
+    pieces._known[:], pieces.waiting[:] = True, False
+    apart = np.zeros(len(inner) - 1, bool)
+    apart[2 : 2 + n_apart] = True
+    monkeypatch.setattr(Pieces, "_apart", lambda *_: apart)
+    pieces.join(1e-6)
+    n_groups = -(-(n_apart + 1) // 4)
+    assert len(pieces.inner) == len(inner) - (n_apart + 1) + n_groups
+    assert pieces.waiting.sum() == n_groups
+    sizes = pieces.inner.length[pieces.waiting] // 10
+    assert sizes.sum() == n_apart + 1
+    assert set(sizes) <= {2, 3, 4}
+    np.testing.assert_array_equal(pieces.margin, pieces.inner.length // 5)
+    assert pieces.inner.start[pieces.inner.sequence == 1][0] == 0
+    for sequence, length in enumerate(lengths):
+        mine = pieces.inner.take(pieces.inner.sequence == sequence)
+        np.testing.assert_array_equal(mine.start[1:], mine.stop[:-1])
+        assert mine.length.sum() == length
 
 
 @pytest.mark.slow

@@ -138,9 +138,12 @@ def test_the_score_is_the_mean_over_rows_that_are_observed():
 )
 def test_what_a_gap_costs_stands_at_the_next_observation(observed, expected):
     """Or at the last one; nothing is lost but where there is none."""
-    terms = torch.tensor([[1.0, 2.0, 4.0, 8.0, 16.0]])
-    moved = _moved_to_observed(terms, torch.tensor([[letter == "x" for letter in observed]]))
-    assert moved.tolist() == [expected]
+    terms = np.array([1.0, 2.0, 4.0, 8.0, 16.0])
+    seen = np.array([letter == "x" for letter in observed])
+    assert _moved_to_observed(terms, seen, np.array([5])).tolist() == expected
+    # Neighbours keep their own.
+    moved = _moved_to_observed(np.tile(terms, 3), np.tile(seen, 3), np.array([5, 5, 5]))
+    assert moved.tolist() == 3 * expected
 
 
 def test_sequences_in_order_score_better():

@@ -75,6 +75,26 @@ def test_draws_have_the_joint_covariance(method):
     assert_close(root.T @ root, np.linalg.inv(joint), **EXACT)
 
 
+@pytest.mark.parametrize("cuts", [[*range(21)], [0, 7, 14, 20], [0, 19, 20], [0, 1, 20], [0, 20]])
+def test_stretches_of_a_sequence_have_the_posterior_of_the_whole(cuts):
+    model = random_model(3)
+    evidence, mask = random_evidence([20], 3)
+    params = model.expected_params()
+
+    def read(a, b):
+        return Potentials(*(field[:, a:b] for field in evidence))
+
+    parts = list(model.infer_stretches(read, params, cuts))
+    assert not any(part.mean.requires_grad for part in parts)
+    assert [part.mask.sum() for part in parts] == np.diff(cuts).tolist()
+    want = model.infer(evidence, params, mask)
+    for name in ("mean", "covariance", "lag_covariance"):
+        got = torch.cat([getattr(part, name) for part in parts], 1)
+        torch.testing.assert_close(got, getattr(want, name).detach(), rtol=1e-10, atol=1e-12)
+    total = sum(part.local_kl for part in parts)
+    torch.testing.assert_close(total, want.local_kl.detach(), rtol=1e-10, atol=1e-10)
+
+
 def test_without_noise_there_are_no_draws():
     potentials, mask = random_evidence(LENGTHS)
     assert infer(random_model(), potentials, mask).draws.shape == (0, *potentials[0].shape)

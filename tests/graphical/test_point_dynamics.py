@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from sksvae.graphical import Potentials
+from sksvae.graphical.point_dynamics import predictive_stretches
 from tests.graphical.dynamics_cases import (
     converted,
     dense_prior,
@@ -44,6 +45,20 @@ def test_predictions_agree_with_dense_conditioning(dim):
         assert (means[n, n_steps:] == 0).all()
         assert (covariances[n, n_steps:] == 0).all()
     assert torch.equal(covariances, covariances.mT)
+
+
+@pytest.mark.parametrize("length", [1, 4, 9, 20])
+def test_stretches_of_a_sequence_continue_each_other(length):
+    model = random_model()
+    potentials, mask = random_evidence([20])
+    want = model.predictive_moments(potentials, mask)
+    stretches = (
+        Potentials(*(field[:, start : start + length] for field in potentials))
+        for start in range(0, 20, length)
+    )
+    parts = predictive_stretches(model.point_parameters(), stretches)
+    for got, expected in zip(zip(*parts, strict=True), want, strict=True):
+        torch.testing.assert_close(torch.cat(got, 1), expected, rtol=1e-12, atol=1e-14)
 
 
 def test_a_gap_in_the_mask_separates_sequences():
