@@ -300,8 +300,7 @@ class SequenceVAE(StructuredVAE):
         rows.remember(posterior)
         draws = posterior.draws[:, mask]
         reconstruction = self.log_likelihood(rows, draws)
-        mean, variance = posterior.mean[mask], posterior.covariance[mask]
-        variance = variance.diagonal(dim1=-2, dim2=-1)
+        mean, variance = posterior.mean[mask], posterior.covariance.diagonal(dim1=-2, dim2=-1)[mask]
         reconstruction = reconstruction - control_variate(potentials, mean, variance, draws)
         return ELBOTerms(reconstruction.mean(0), posterior)
 

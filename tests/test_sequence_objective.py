@@ -8,6 +8,7 @@ import torch
 from torch.distributions import MultivariateNormal, kl_divergence
 
 from sksvae.inference import FixedPointSettings
+from sksvae.inference.elimination_orders import Sequential
 from sksvae.likelihoods.gaussian import GaussianLikelihood
 from sksvae.sequence_objective import SequenceRows, SequenceVAE, padded
 
@@ -402,3 +403,22 @@ def test_gradient_of_the_bound_agrees_with_finite_differences():
                 leaf.sub_(sign * step * d)
     slope = sum((g * d).sum() for g, d in zip(gradient, direction, strict=True))
     torch.testing.assert_close(slope, (values[0] - values[1]) / (2 * step), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("weight", [1.0, 0.5])
+@pytest.mark.parametrize("n_draws", [1, 2])
+def test_covariances_have_no_cotangent_in_the_bound_itself(monkeypatch, weight, n_draws):
+    """What divergence and control variate add cancels exactly, and the sweep for it is saved."""
+    model, _, _ = build()
+    rows = data()
+    terms = terms_of(model, rows, noise_for(rows, n_draws))
+    loss = (weight * terms.posterior.local_kl.sum() - terms.reconstruction.sum()) / len(rows)
+    swept, adjoint = [], Sequential.covariances_adjoint
+
+    def counted(*arguments):
+        swept.append(arguments)
+        return adjoint(*arguments)
+
+    monkeypatch.setattr(Sequential, "covariances_adjoint", staticmethod(counted))
+    torch.autograd.grad(loss, list(model.encoder.parameters()), allow_unused=True)
+    assert len(swept) == (weight != 1.0)

@@ -32,8 +32,8 @@ from torch.nn.functional import pad
 from sksvae.expfam import MNIWNatural, NIWNatural
 from sksvae.graphical.api import ChainPosterior, Potentials
 from sksvae.graphical.transition_tables import ChainNatural
-from sksvae.inference import ChainMoments, chain_moments, long_chain_moments
-from sksvae.inference.block_tridiagonal import ChainMethod
+from sksvae.inference import ChainMoments, long_chain_moments
+from sksvae.inference.block_tridiagonal import CenteredMoments, ChainMethod, centered_moments
 
 
 def clean_potentials(potentials: Potentials, mask: Tensor) -> Potentials:
@@ -144,14 +144,25 @@ def chain_posterior(
     >>> import torch
     >>> from sksvae.graphical import Potentials
     >>> from sksvae.graphical.gaussian_chain import ChainNatural, chain_posterior
+    >>> from sksvae.inference.chain_blocks import Blocks
     >>> one, none = torch.ones(1, 1, 1), torch.zeros(1, 0, 1, 1)
-    >>> prior = ChainNatural(0 * one, one.unsqueeze(-1), none, torch.tensor([-0.9189]))
+    >>> blocks = Blocks(one.unsqueeze(-1)), Blocks(none)
+    >>> prior = ChainNatural(0 * one, *blocks, torch.tensor([-0.9189]))
     >>> chain_posterior(Potentials(3 * one, one), prior, one.bool().squeeze(-1)).mean
     tensor([[[1.5000]]])
     """
     centered = _Centered.build(potentials, natural, mask)
-    chain = chain_moments(*centered.chain, mask=mask, noise=noise, method=method)
-    return centered.posterior(chain, natural.constant, mask)
+    chain = centered_moments(
+        centered.center,
+        centered.slope,
+        centered.precision,
+        natural.diagonal,
+        natural.lower,
+        mask=mask,
+        noise=noise,
+        method=method,
+    )
+    return centered.posterior(chain, chain.variance, natural.constant, mask)
 
 
 @torch.no_grad()
@@ -200,9 +211,12 @@ def chain_stretches(
         first, last = max(start - 2, 0), min(stop + 2, cuts[-1])
         evidence = potentials(first, last)
         exists = evidence.precision.new_ones(1, last - first, dtype=torch.bool)
-        around = _Centered.build(evidence, natural(first, last), exists)
-        latest = around.steps(start - first, stop - first)
-        return latest.chain
+        dynamics, here = natural(first, last), slice(start - first, stop - first)
+        latest = _Centered(
+            *(field[:, here] for field in _Centered.build(evidence, dynamics, exists))
+        )
+        diagonal = dynamics.diagonal.whole()[:, here] + torch.diag_embed(latest.precision)
+        return latest.slope, diagonal, dynamics.lower.whole()[:, here]
 
     chains = long_chain_moments(read, cuts)
     for (start, stop), chain in zip(pairwise(cuts), chains, strict=True):
@@ -210,53 +224,42 @@ def chain_stretches(
         constant = natural(start, min(stop + 1, cuts[-1])).constant
         exists = torch.ones(chain.mean.shape[:2], dtype=torch.bool, device=chain.mean.device)
         # A stretch is read just before its moments come.
-        yield latest.posterior(chain, constant, exists)
+        variance = chain.covariance.diagonal(dim1=-2, dim2=-1)
+        yield latest.posterior(chain, variance, constant, exists)
 
 
 class _Centered(NamedTuple):
-    """A chain with potentials in ``y = z - c``, see `chain_posterior`.
-
-    Everything but the couplings ``lower`` has a step in axis 1 for each step of the chain.
-    """
+    """What is relative to the point ``c`` in a chain with potentials, see `chain_posterior`."""
 
     center: Tensor
     precision: Tensor
     evidence_slope: Tensor
     log_prior: Tensor
     slope: Tensor
-    diagonal: Tensor
-    lower: Tensor
 
     @classmethod
     def build(cls, potentials: Potentials, natural: ChainNatural, mask: Tensor) -> "_Centered":
         r, R = potentials
-        h, J = natural.precision_mean, natural.diagonal
-        # The mean, if steps were independent. Any point will do, so it needs no gradient.
-        own = (R + J.diagonal(dim1=-2, dim2=-1)).detach()
-        center = torch.where(mask.unsqueeze(-1), (r + h).detach() / own, 0.0)
-        evidence_slope, product = r - R * center, natural.times(center)
-        return cls(
-            center,
-            R,
-            evidence_slope,
-            (h - 0.5 * product) * center,
-            evidence_slope + (h - product),
-            J + torch.diag_embed(R),
-            natural.lower,
-        )
+        h = natural.precision_mean
+        with torch.no_grad():
+            # The mean, if steps were independent. Any point will do, so it needs no gradient.
+            center = torch.where(
+                mask.unsqueeze(-1), (r + h) / (R + natural.diagonal.diagonals()), 0.0
+            )
+            product = natural.times(center)  # its gradient is that of `centered_moments`
+        evidence_slope = r - R * center
+        log_prior = (h - 0.5 * product) * center
+        return cls(center, R, evidence_slope, log_prior, evidence_slope + (h - product))
 
-    def steps(self, start: int, stop: int) -> "_Centered":
-        """Some of the steps, with couplings to the steps after them."""
-        return _Centered(*(field[:, start:stop] for field in self))
-
-    @property
-    def chain(self) -> tuple[Tensor, Tensor, Tensor]:
-        """What `chain_moments` takes."""
-        return self.slope, self.diagonal, self.lower
-
-    def posterior(self, chain: ChainMoments, constant: Tensor, mask: Tensor) -> ChainPosterior:
+    def posterior(
+        self,
+        chain: ChainMoments | CenteredMoments,
+        variance: Tensor,
+        constant: Tensor,
+        mask: Tensor,
+    ) -> ChainPosterior:
         """Posterior from the moments of ``y`` and the constant of ``E log p(z | theta)``."""
-        shift, variance = chain.mean, chain.covariance.diagonal(dim1=-2, dim2=-1)
+        shift = chain.mean
         evidence = self.evidence_slope * shift
         evidence = evidence - 0.5 * self.precision * (variance + shift.square())
         divergence = (evidence - self.log_prior).sum((-2, -1))

@@ -15,6 +15,7 @@ from torch.nn.functional import pad
 from sksvae.expfam import MNIWStats, NIWStats
 from sksvae.expfam.numerics import cholesky, symmetrize
 from sksvae.graphical.api import ChainPosterior
+from sksvae.inference.chain_blocks import Blocks
 
 _LOG_2PI = math.log(2 * math.pi)
 
@@ -26,27 +27,24 @@ class ChainNatural(NamedTuple):
     ----------
     precision_mean : Tensor of shape (n_sequences, n_steps, latent_dim)
         ``h``.
-    diagonal : Tensor of shape (n_sequences, n_steps, latent_dim, latent_dim)
-        Blocks ``J_{t,t}``.
-    lower : Tensor of shape (n_sequences, n_steps - 1, latent_dim, latent_dim)
-        Blocks ``J_{t+1,t}``.
+    diagonal : Blocks of shape (n_sequences, n_steps, latent_dim, latent_dim)
+        ``J_{t,t}``.
+    lower : Blocks of shape (n_sequences, n_steps - 1, latent_dim, latent_dim)
+        ``J_{t+1,t}``.
     constant : Tensor of shape (n_sequences,)
         ``c``.
     """
 
     precision_mean: Tensor
-    diagonal: Tensor
-    lower: Tensor
+    diagonal: Blocks
+    lower: Blocks
     constant: Tensor
 
     def times(self, points: Tensor) -> Tensor:
         """``J x`` for ``x`` of shape (n_sequences, n_steps, latent_dim)."""
-        column = points.unsqueeze(-1)
-        product = self.diagonal @ column
-        below = self.lower @ column[:, :-1]
-        above = self.lower.mT @ column[:, 1:]
-        product = product + pad(below, (0, 0, 0, 0, 1, 0)) + pad(above, (0, 0, 0, 0, 0, 1))
-        return product.squeeze(-1)
+        below = self.lower.times(points[:, :-1])
+        above = self.lower.transposed().times(points[:, 1:])
+        return self.diagonal.times(points) + pad(below, (0, 0, 1, 0)) + pad(above, (0, 0, 0, 1))
 
 
 class NaturalTable(NamedTuple):
@@ -54,12 +52,12 @@ class NaturalTable(NamedTuple):
 
     Parameters
     ----------
-    blocks : Tensor of shape (1 + 2 K, D ** 2)
+    blocks : Tensor of shape (1 + 2 K, D, D)
         Diagonal blocks of a step that is the first, the later one of a transition under each of
         the dynamics, and the earlier one.
     shifts : Tensor of shape (1 + 2 K, D)
         The same of ``h``.
-    lower : Tensor of shape (K, D ** 2)
+    lower : Tensor of shape (K, D, D)
         Blocks below the diagonal.
     start : Tensor of shape ()
         Constant of a first step.
@@ -78,7 +76,7 @@ class NaturalTable(NamedTuple):
     >>> X = torch.tensor([[[1.0, 0.0]]])
     >>> table = NaturalTable.build(initial, MNIWStats(one[None], X, X.mT @ X, none))
     >>> chain = table.chain(torch.tensor([[1.0, 0.0]]), torch.ones(1, 1, 1))
-    >>> chain.diagonal.flatten(), chain.lower.flatten()
+    >>> chain.diagonal.whole().flatten(), chain.lower.whole().flatten()
     (tensor([2., 1.]), tensor([-1.]))
     """
 
@@ -103,9 +101,9 @@ class NaturalTable(NamedTuple):
         start = initial.log_det_precision - initial.quadratic - dim * _LOG_2PI
         move = dynamics.log_det_precision - earlier[:, dim, dim] - dim * _LOG_2PI
         return cls(
-            torch.cat([first, later, earlier[:, :dim, :dim]]).flatten(1),
+            torch.cat([first, later, earlier[:, :dim, :dim]]),
             torch.cat(shifts),
-            dynamics.precision_mean[:, :, :dim].neg().flatten(1),
+            dynamics.precision_mean[:, :, :dim].neg(),
             0.5 * start,
             0.5 * move,
         )
@@ -125,11 +123,12 @@ class NaturalTable(NamedTuple):
         ChainNatural
             Differentiable in everything.
         """
-        dim = self.shifts.shape[-1]
         roles = [starts.unsqueeze(-1), pad(moves, (0, 0, 1, 0)), pad(moves, (0, 0, 0, 1))]
         weights = torch.cat(roles, -1)
-        diagonal = (weights @ self.blocks).unflatten(-1, (dim, dim))
-        lower = (moves @ self.lower).unflatten(-1, (dim, dim))
+        diagonal, lower = Blocks(self.blocks, weights), Blocks(self.lower, moves)
+        if len(self.blocks) > self.shifts.shape[-1]:
+            # So many that products with all of them take longer than the sums.
+            diagonal, lower = Blocks(diagonal.whole()), Blocks(lower.whole())
         constant = starts.sum(-1) * self.start + moves.sum(-2) @ self.move
         return ChainNatural(weights @ self.shifts, diagonal, lower, constant)
 

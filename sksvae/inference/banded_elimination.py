@@ -11,7 +11,13 @@ import torch
 from scipy.linalg import lapack
 from torch import Tensor
 
-from sksvae.inference.elimination_orders import Eliminated, Factors, Sequential
+from sksvae.inference.chain_blocks import Blocks
+from sksvae.inference.elimination_orders import (
+    Eliminated,
+    Factors,
+    Sequential,
+    finished_factors,
+)
 
 _ROUTINES = {
     torch.float32: (lapack.spbtrf, lapack.stbtrs),
@@ -46,26 +52,27 @@ class Banded(Sequential):
     """First step first, whole chains at a time where there is a routine for it."""
 
     @staticmethod
-    def eliminate(diagonal: Tensor, lower: Tensor, vector: Tensor) -> Eliminated:
+    def eliminate(diagonal: Blocks, own: Tensor, upper: Blocks, vector: Tensor) -> Eliminated:
         """Factorise, one chain after the other.
 
         What is computed after a pivot that is not positive definite is void.
         """
-        n_steps, n_chains, dim, _ = diagonal.shape
+        n_steps, n_chains, dim = vector.shape
         # Column c of step t holds the entries from the diagonal down, one more than the band has:
         # in a band of 2 D + 1 rows the D columns of a step, each with the rows of two blocks, lie
         # one after the other without overlap.
         height, width = 2 * dim + 1, 2 * dim
-        band = diagonal.new_zeros(n_chains, n_steps * dim, height)
+        band = vector.new_zeros(n_chains, n_steps * dim, height)
         strides = (n_steps * dim * height, dim * height, width, 1)
         columns = band.as_strided((n_chains, n_steps, dim, width), strides)
         # The upper triangle of each block is read.
-        columns[..., :dim] = diagonal.transpose(0, 1).triu()
-        columns[:, :-1, :, dim:] = lower.transpose(0, 1).mT
+        columns[..., :dim] = diagonal.whole().transpose(0, 1).triu()
+        columns[..., :dim].diagonal(dim1=-2, dim2=-1).add_(own.transpose(0, 1))
+        columns[:, :-1, :, dim:] = upper.whole().transpose(0, 1)
         white = vector.new_empty(n_chains, n_steps * dim, 1)
         white.view(n_chains, n_steps, dim).copy_(vector.transpose(0, 1))
         info = torch.zeros(n_steps, n_chains, dtype=torch.int32)
-        factorise, solve = _ROUTINES[diagonal.dtype]
+        factorise, solve = _ROUTINES[vector.dtype]
         for chain, (matrix, column) in enumerate(zip(band.numpy(), white.numpy(), strict=True)):
             # The transpose is in the order of Fortran, so that both work in place.
             factor, failed = factorise(matrix.T, lower=1, overwrite_ab=1)
@@ -73,9 +80,10 @@ class Banded(Sequential):
                 info[(failed - 1) // dim, chain] = 1
             else:
                 solve(factor, column, uplo="L", overwrite_b=1)
-        whitened = torch.cat((columns[..., dim:], white.view(n_chains, n_steps, dim, 1)), -1)
         factor = columns[..., :dim].mT.transpose(0, 1)
-        return Eliminated(factor, whitened.transpose(0, 1), info, band)
+        factors = finished_factors(factor, columns[..., dim:].transpose(0, 1), band)
+        whitened = white.view(n_chains, n_steps, dim, 1).transpose(0, 1)
+        return Eliminated(factors, whitened, info)
 
     @staticmethod
     def substitute_back(factors: Factors, columns: Tensor) -> Tensor:

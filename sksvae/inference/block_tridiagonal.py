@@ -12,14 +12,12 @@ Two orders of elimination are offered, see `sksvae.inference.elimination_orders`
 the other, or cyclic reduction, which takes the steps in ``log2(T)`` batches at about twice the
 arithmetic.
 
-Gradients are exact and written out. With ``m = J^-1 h`` and ``V = J^-1`` ::
-
-    d log Z = m'dh - tr((V + m m') dJ) / 2,    dm = V (dh - dJ m),    dV = -V dJ V,
-
-so the gradient of the log normaliser costs nothing. The others take one sweep backwards through
-the selected inversion and one backwards through the elimination, matrix products with what the
-factorisation left. Saved for them are, per step, ``C^-1``, ``K``, the marginal covariance and the
-covariance with the neighbours in the elimination: memory linear in ``T D^2``, no graph per stage.
+Gradients are exact and written out, see `sksvae.inference.chain_adjoint`. That of the log
+normaliser costs nothing, and those of means a substitution. The others take one sweep backwards
+through the selected inversion and one backwards through the elimination, matrix products with what
+the factorisation left. Saved for them are, per step, ``C^-1``, ``K``, the marginal covariance and
+the covariance with the neighbours in the elimination: memory linear in ``T D^2``, no graph per
+stage.
 
 References
 ----------
@@ -34,8 +32,9 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from sksvae.expfam.numerics import symmetrize
 from sksvae.inference.banded_elimination import Banded, banded_pays
+from sksvae.inference.chain_adjoint import ChainResults, chain_adjoint
+from sksvae.inference.chain_blocks import BlockCotangents, Blocks
 from sksvae.inference.cyclic_reduction import CyclicReduction
 from sksvae.inference.derivatives import differentiated_once
 from sksvae.inference.elimination_orders import EliminationOrder, Factors, Sequential
@@ -63,6 +62,33 @@ class ChainMoments(NamedTuple):
 
     log_normalizer: Tensor
     mean: Tensor
+    covariance: Tensor
+    lag_covariance: Tensor
+    draws: Tensor
+
+
+class CenteredMoments(NamedTuple):
+    """Log normaliser, moments and draws of Gaussian chains, relative to a point.
+
+    Parameters
+    ----------
+    log_normalizer : Tensor of shape (...)
+        ``log int exp(x'y - y'(J + diag R)y/2) dy``.
+    mean : Tensor of shape (..., T, D)
+        Means of ``y``.
+    variance : Tensor of shape (..., T, D)
+        Diagonals of the covariances, whose gradient needs no array of their size.
+    covariance : Tensor of shape (..., T, D, D)
+        Marginal covariances.
+    lag_covariance : Tensor of shape (..., T - 1, D, D)
+        ``Cov(z_{t+1}, z_t)``.
+    draws : Tensor of shape (n_draws, ..., T, D)
+        Draws of ``y``.
+    """
+
+    log_normalizer: Tensor
+    mean: Tensor
+    variance: Tensor
     covariance: Tensor
     lag_covariance: Tensor
     draws: Tensor
@@ -127,72 +153,129 @@ def chain_moments(
     >>> chain.covariance.flatten()
     tensor([0.7500, 1.0000, 0.7500])
     """
-    _check_shapes(precision_mean, diagonal, lower, mask, noise)
-    batch_shape, (n_steps, dim) = precision_mean.shape[:-2], precision_mean.shape[-2:]
+    zero = torch.zeros_like(precision_mean)
+    blocks = Blocks(diagonal), Blocks(lower)
+    moments = centered_moments(
+        zero, precision_mean, zero, *blocks, mask=mask, noise=noise, method=method
+    )
+    return ChainMoments(
+        moments.log_normalizer,
+        moments.mean,
+        moments.covariance,
+        moments.lag_covariance,
+        moments.draws,
+    )
+
+
+def centered_moments(
+    center: Tensor,
+    slope: Tensor,
+    precision: Tensor,
+    diagonal: Blocks,
+    lower: Blocks,
+    *,
+    mask: Tensor | None = None,
+    noise: Tensor | None = None,
+    method: ChainMethod = "auto",
+) -> CenteredMoments:
+    """Moments of ``y = z - c``, with log density ``x'y - y'(J + diag R)y/2 + const``.
+
+    It stands for ``log p(z) = h'z - z'Jz/2`` times potentials ``log l(z) = r'z - z'diag(R)z/2``,
+    relative to ``log l(c)``. With ``x = h - J c + r - R c`` ::
+
+        log int p(z) l(z)/l(c) dz = (h - J c/2)'c + log int exp(x'y - y'(J + diag R)y/2) dy,
+
+    and no large terms cancel where ``c`` is near the mean. The caller adds the first term, and
+    computes ``J c`` in both places without a gradient: that of ``J`` is taken care of here.
+
+    Parameters
+    ----------
+    center : Tensor of shape (..., T, D)
+        ``c``, without a gradient.
+    slope : Tensor of shape (..., T, D)
+        ``x``.
+    precision : Tensor of shape (..., T, D)
+        ``R``, zero at steps that do not exist.
+    diagonal : Blocks of shape (..., T, D, D)
+        ``J_{t,t}``, symmetric. Only the symmetric part gets a gradient.
+    lower : Blocks of shape (..., T - 1, D, D)
+        ``J_{t+1,t}``.
+    mask, noise, method
+        See `chain_moments`.
+
+    Returns
+    -------
+    CenteredMoments
+        Differentiable once; a second derivative raises ``RuntimeError``.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sksvae.inference.block_tridiagonal import centered_moments
+    >>> from sksvae.inference.chain_blocks import Blocks
+    >>> J, c, r, R = torch.ones(1, 1, 1), torch.ones(1, 1), torch.zeros(1, 1), torch.ones(1, 1)
+    >>> centered_moments(c, r - (1 + R) * c, R, Blocks(J), Blocks(J[:0])).mean + c
+    tensor([[0.]])
+    """
+    _check_shapes(slope, diagonal, lower, mask, noise)
+    batch_shape, (n_steps, dim) = slope.shape[:-2], slope.shape[-2:]
     if noise is None:
-        noise = precision_mean.new_zeros(0, *precision_mean.shape)
+        noise = slope.new_zeros(0, *slope.shape)
     n_present: Tensor | int = n_steps
     if mask is not None and mask.all():
         mask = None
     if mask is not None:
-        precision_mean, diagonal, lower, noise = _decouple_absent(
-            precision_mean, diagonal, lower, noise, mask
-        )
+        exists, linked = mask.unsqueeze(-1), (mask[..., 1:] & mask[..., :-1]).unsqueeze(-1)
+        # Absent steps are independent, with unit precision and zero mean and noise.
+        slope, noise = torch.where(exists, slope, 0.0), torch.where(exists, noise, 0.0)
+        precision = torch.where(exists, precision, 1.0)
+        diagonal, lower = diagonal.where(exists), lower.where(linked)
         # A count of integers would turn the constants, and what they are added to, into float32.
-        n_present = mask.sum(-1, dtype=precision_mean.dtype)
+        n_present = mask.sum(-1, dtype=slope.dtype)
     n_chains = batch_shape.numel()
-    order = _choose_order(method, n_chains, precision_mean)
-    half_quadratic, mean, covariance, lag, draws = _Chain.apply(
-        order,
-        precision_mean.reshape(n_chains, n_steps, dim),
-        diagonal.reshape(n_chains, n_steps, dim, dim),
-        lower.reshape(n_chains, n_steps - 1, dim, dim),
+    log_normalizer, mean, variance, covariance, lag, draws = _Chain.apply(
+        _choose_order(method, n_chains, slope),
+        center.reshape(n_chains, n_steps, dim),
+        slope.reshape(n_chains, n_steps, dim),
+        precision.reshape(n_chains, n_steps, dim),
         noise.reshape(len(noise), n_chains, n_steps, dim),
+        *diagonal.flat(n_chains, n_steps),
+        *lower.transposed().flat(n_chains, n_steps - 1),
     )
-    covariance = covariance.reshape(diagonal.shape)
+    block_shape = *batch_shape, n_steps, dim, dim
+    variance, covariance = variance.reshape(slope.shape), covariance.reshape(block_shape)
     if mask is not None:
-        covariance = torch.where(mask[..., None, None], covariance, 0.0)
-    return ChainMoments(
-        half_quadratic.reshape(batch_shape) + (0.5 * dim * math.log(2.0 * math.pi)) * n_present,
-        mean.reshape(precision_mean.shape),
+        variance = torch.where(exists, variance, 0.0)
+        covariance = torch.where(exists.unsqueeze(-1), covariance, 0.0)
+    return CenteredMoments(
+        log_normalizer.reshape(batch_shape) + (0.5 * dim * math.log(2.0 * math.pi)) * n_present,
+        mean.reshape(slope.shape),
+        variance,
         covariance,
-        lag.reshape(lower.shape),
+        lag.reshape(*batch_shape, n_steps - 1, dim, dim),
         draws.reshape(noise.shape),
     )
 
 
 def _check_shapes(
-    h: Tensor, diagonal: Tensor, lower: Tensor, mask: Tensor | None, noise: Tensor | None
+    h: Tensor, diagonal: Blocks, lower: Blocks, mask: Tensor | None, noise: Tensor | None
 ) -> None:
     if h.ndim < 2 or 0 in h.shape[-2:]:
         raise ValueError(f"precision_mean must have shape (..., T, D), got {tuple(h.shape)}.")
     *batch, n_steps, dim = h.shape
     expected = {
-        "diagonal": (diagonal, (*batch, n_steps, dim, dim)),
-        "lower": (lower, (*batch, n_steps - 1, dim, dim)),
-        "mask": (mask, (*batch, n_steps)),
-        "noise": (noise, (*(() if noise is None else noise.shape[:1]), *h.shape)),
+        "diagonal": (diagonal.shape, (*batch, n_steps, dim, dim)),
+        "lower": (lower.shape, (*batch, n_steps - 1, dim, dim)),
+        "mask": (None if mask is None else mask.shape, (*batch, n_steps)),
     }
-    for name, (tensor, shape) in expected.items():
-        if tensor is not None and tensor.shape != shape:
+    if noise is not None:
+        expected["noise"] = (noise.shape, (*noise.shape[:1], *h.shape))
+    for name, (got, shape) in expected.items():
+        if got is not None and got != shape:
             raise ValueError(
                 f"{name} must have shape {tuple(shape)} to fit precision_mean of shape "
-                f"{tuple(h.shape)}, got {tuple(tensor.shape)}."
+                f"{tuple(h.shape)}, got {tuple(got)}."
             )
-
-
-def _decouple_absent(
-    h: Tensor, diagonal: Tensor, lower: Tensor, noise: Tensor, mask: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Make absent steps independent, with unit precision and zero mean, and their noise zero."""
-    block, pair = mask[..., None, None], (mask[..., 1:] & mask[..., :-1])[..., None, None]
-    eye = torch.eye(h.shape[-1], dtype=h.dtype, device=h.device)
-    return (
-        torch.where(mask[..., None], h, 0.0),
-        torch.where(block, diagonal, eye),
-        torch.where(pair, lower, 0.0),
-        torch.where(mask[..., None], noise, 0.0),
-    )
 
 
 def automatic_method(
@@ -240,121 +323,72 @@ def _choose_order(method: ChainMethod, n_chains: int, like: Tensor) -> type[Elim
 
 
 class _Chain(torch.autograd.Function):
-    """``(h, J, noise)`` to the log normaliser without ``2 pi``, moments and draws."""
+    """Log normaliser without ``2 pi``, moments and draws; see `chain_adjoint` for the gradient."""
 
     @staticmethod
     def forward(
-        ctx: Any, order: type[EliminationOrder], h: Tensor, P: Tensor, L: Tensor, noise: Tensor
+        ctx: Any,
+        order: type[EliminationOrder],
+        center: Tensor,
+        h: Tensor,
+        own: Tensor,
+        noise: Tensor,
+        P: Tensor,
+        P_weights: Tensor | None,
+        U: Tensor,
+        U_weights: Tensor | None,
     ) -> tuple[Tensor, ...]:
         ctx.set_materialize_grads(False)
-        factor, whitened, info, band = order.eliminate(
-            P.transpose(0, 1), L.transpose(0, 1), h.transpose(0, 1)
+        center, h, own = (x.transpose(0, 1) for x in (center, h, own))
+        diagonal, upper = Blocks(P, P_weights), Blocks(U, U_weights)
+        factors, whitened, info = order.eliminate(
+            diagonal.steps_first(), own, upper.steps_first(), h
         )
-        whitened_h = whitened[..., -1:]
-        log_det = factor.diagonal(dim1=-2, dim2=-1).log().sum((0, -1))  # half of log|J|
-        log_normalizer = 0.5 * whitened_h.square().sum((0, -2, -1)) - log_det
+        half_log_det = factors.root.diagonal(dim1=-2, dim2=-1).log().sum((0, -1))  # of J^-1
+        log_normalizer = 0.5 * whitened.square().sum((0, -2, -1)) + half_log_det
         _check_elimination(info, log_normalizer)
 
-        eye = torch.eye(h.shape[-1], dtype=h.dtype, device=h.device)
-        root = torch.linalg.solve_triangular(factor, eye.expand_as(factor), upper=False)
-        factors = Factors(root, root.mT @ whitened[..., :-1], band)
-        covariance, cross = order.covariances(factors.gain, root.mT @ root)
-        noise = order.to_elimination(noise.permute(2, 1, 3, 0))
-        u = order.substitute_back(factors, torch.cat((whitened_h, whitened_h + noise), -1))
-
-        V = covariance.transpose(0, 1)
+        covariance, cross = order.covariances(factors)
+        noise = order.to_elimination(noise.permute(2, 1, 3, 0).contiguous())
+        u = order.substitute_back(factors, torch.cat((whitened, whitened + noise), -1))
         mean = u[..., 0].transpose(0, 1).contiguous()
-        draws = u[..., 1:].permute(3, 1, 0, 2).contiguous()
-        lag = order.lag(cross).transpose(0, 1)
         ctx.order = order
-        ctx.save_for_backward(*factors, whitened_h, noise, u, cross, mean, V, lag)
-        return log_normalizer, mean, V, lag, draws
+        ctx.save_for_backward(
+            *diagonal, *upper, mean, center, *factors, noise, u, covariance, cross
+        )
+        return (
+            log_normalizer,
+            mean,
+            covariance.diagonal(dim1=-2, dim2=-1).transpose(0, 1).contiguous(),
+            covariance.transpose(0, 1),
+            order.lag(cross).transpose(0, 1),
+            u[..., 1:].permute(3, 1, 0, 2).contiguous(),
+        )
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
-        *saved, mean, V, lag = ctx.saved_tensors
+        P, P_weights, U, U_weights, mean, center, *rest = ctx.saved_tensors
+        root, gain, band, *results = rest
+        factors = Factors(root, gain, band)
         with torch.no_grad():
-            gradients = _adjoint(ctx.order, saved, mean, V, lag, *cotangents)
-        gradients = differentiated_once(gradients, mean, "chain_moments")
-        return None, *gradients
-
-
-def _adjoint(
-    order: type[EliminationOrder],
-    saved: list[Tensor],
-    mean: Tensor,
-    V: Tensor,
-    lag: Tensor,
-    g_log_normalizer: Tensor | None,
-    *g_moments: Tensor | None,
-) -> tuple[Tensor | None, ...]:
-    """Cotangents of ``h``, ``J`` and the noise, from those of all outputs."""
-    g_h = g_P = g_L = g_noise = None
-    if any(g is not None for g in g_moments):
-        draws_shape = (saved[4].shape[-1], *mean.shape)
-        shapes = (mean.shape, V.shape, lag.shape, draws_shape)
-        g_mean, g_V, g_lag, g_draws = (
-            mean.new_zeros(shape) if g is None else g
-            for g, shape in zip(g_moments, shapes, strict=True)
-        )
-        g_h, g_P, g_L, g_noise = _moments_adjoint(
-            order,
-            saved,
-            V.transpose(0, 1),
-            # An expanded cotangent, that of a sum, would be multiplied matrix by matrix.
-            g_V.transpose(0, 1).contiguous(),
-            g_lag.transpose(0, 1).contiguous(),
-            torch.cat((g_mean.unsqueeze(0), g_draws)).permute(2, 1, 3, 0).contiguous(),
-        )
-    if g_log_normalizer is not None:
-        weight = g_log_normalizer[:, None, None]
-        weighted = weight * mean
-        weight = weight.unsqueeze(-1)
-        second = weight * V + weighted.unsqueeze(-1) * mean.unsqueeze(-2)
-        second_lag = weight * lag + weighted[:, 1:, :, None] * mean[:, :-1, None, :]
-        g_h = weighted if g_h is None else g_h + weighted
-        g_P = second.mul_(-0.5) if g_P is None else g_P.sub(second, alpha=0.5)
-        # A block below the diagonal stands for the one above it too: twice one half.
-        g_L = second_lag.neg_() if g_L is None else g_L - second_lag
-    return g_h, g_P, g_L, g_noise
-
-
-def _moments_adjoint(
-    order: type[EliminationOrder],
-    saved: list[Tensor],
-    V: Tensor,
-    g_V: Tensor,
-    g_lag: Tensor,
-    g_u: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Cotangents of ``h``, ``J`` and the noise, from those of the moments and draws.
-
-    What concerns one step only is done for all at once, between the two sweeps. With ``W = C^-1``,
-    ``S^-1 = W'W``: ``d(S^-1) = -S^-1 dS S^-1`` (which covers ``K = S^-1 N`` and ``c = S^-1 h``),
-    and for the noise ``y = W' e`` of a draw, ``dC = C Phi(W dS W')`` where ``Phi`` takes the lower
-    triangle and half of the diagonal.
-    """
-    root, gain, band, whitened_h, noise, u, cross = saved
-    factors = Factors(root, gain, band)
-    g_gain, g_inverse = order.covariances_adjoint(gain, V, cross, g_V, g_lag)
-    g_whitened = order.substitute_forward(factors, g_u)
-    g_whitened_h = g_whitened.sum(-1, keepdim=True)
-    phi = (noise @ g_whitened[..., 1:].mT).tril_()
-    phi.diagonal(dim1=-2, dim2=-1).mul_(0.5)
-    phi += root @ g_inverse @ root.mT
-    phi += g_whitened_h @ whitened_h.mT
-    transposed = root.mT.contiguous()
-    g_couplings = root @ g_gain
-    g_couplings -= g_whitened @ order.neighbours(u).mT
-    g_couplings = transposed @ g_couplings
-    g_pivot = transposed @ phi @ root
-    g_pivot += g_couplings @ gain.mT
-    g_h = order.substitute_back(factors, g_whitened_h)
-    g_P, g_L = order.eliminate_adjoint(
-        gain, transposed @ whitened_h, -symmetrize(g_pivot), g_couplings, g_h
-    )
-    g_noise = order.to_time(g_whitened[..., 1:]).permute(3, 1, 0, 2)
-    return g_h.squeeze(-1).transpose(0, 1), g_P.transpose(0, 1), g_L.transpose(0, 1), g_noise
+            diagonal, upper = (
+                BlockCotangents(blocks.steps_first(), wants_weights)
+                for blocks, wants_weights in (
+                    (Blocks(P, P_weights), ctx.needs_input_grad[6]),
+                    (Blocks(U, U_weights), ctx.needs_input_grad[8]),
+                )
+            )
+            g_h, g_own, g_noise = chain_adjoint(
+                ctx.order, ChainResults(center, factors, *results), (diagonal, upper), cotangents
+            )
+            gradients = [
+                g_h.transpose(0, 1),
+                g_own.transpose(0, 1),
+                None if g_noise is None else g_noise.permute(3, 1, 0, 2),
+                *diagonal.result(),
+                *upper.result(),
+            ]
+        return None, None, *differentiated_once(gradients, mean, "chain_moments")
 
 
 def _check_elimination(info: Tensor, log_normalizer: Tensor) -> None:

@@ -9,29 +9,23 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sksvae.inference.elimination_orders import Eliminated, Factors
+from sksvae.inference.chain_blocks import Blocks
+from sksvae.inference.elimination_orders import (
+    Eliminated,
+    Factors,
+    OwnCotangents,
+    PutCotangents,
+    finished_factors,
+)
 
 
 class CyclicReduction:
     """Every second step at once, starting with the first, until none is left."""
 
     @staticmethod
-    def eliminate(diagonal: Tensor, lower: Tensor, vector: Tensor) -> Eliminated:
+    def eliminate(diagonal: Blocks, own: Tensor, upper: Blocks, vector: Tensor) -> Eliminated:
         """Factorise, half of the remaining steps per stage."""
-        vector = vector.unsqueeze(-1)
-        width = 2 * vector.shape[-2]
-        levels = []
-        while n_steps := len(diagonal):
-            border = torch.cat((_to_couplings(lower, n_steps), vector[::2]), -1)
-            factor, info = torch.linalg.cholesky_ex(diagonal[::2])
-            white = torch.linalg.solve_triangular(factor, border, upper=False)
-            levels.append((factor, white, info))
-            product = white[..., :width].mT @ white
-            schur, lag = _scatter_blocks(product[..., :width], n_steps // 2)
-            diagonal = diagonal[1::2] - schur
-            lower = -0.5 * lag  # both triangles of the product were added
-            vector = vector[1::2] - _scatter_columns(product[..., width:], n_steps // 2)
-        return Eliminated(*(torch.cat(parts) for parts in zip(*levels, strict=True)))
+        return _eliminate(diagonal.whole() + torch.diag_embed(own), upper.whole().mT, vector)
 
     @staticmethod
     def substitute_back(factors: Factors, columns: Tensor) -> Tensor:
@@ -55,12 +49,13 @@ class CyclicReduction:
         return factors.root @ torch.cat(levels)
 
     @staticmethod
-    def covariances(gain: Tensor, inverse: Tensor) -> tuple[Tensor, Tensor]:
+    def covariances(factors: Factors) -> tuple[Tensor, Tensor]:
         """Sweep from the coarsest level to the finest."""
+        inverse = factors.root.mT @ factors.root
         V, lag = inverse[:0], inverse[:0]
         crosses = []
-        for stage in reversed(_stages(len(gain))):
-            K = gain[stage.where]
+        for stage in reversed(_stages(len(inverse))):
+            K = factors.gain[stage.where]
             negative_cross = K @ _gather_blocks(V, lag, stage.n_eliminated)
             V = _interleave(inverse[stage.where] + negative_cross @ K.mT, V)
             crosses.append(negative_cross.neg_())
@@ -69,27 +64,27 @@ class CyclicReduction:
 
     @staticmethod
     def covariances_adjoint(
-        gain: Tensor, covariance: Tensor, cross: Tensor, g_covariance: Tensor, g_lag: Tensor
-    ) -> tuple[Tensor, Tensor]:
+        gain: Tensor, covariance: Tensor, cross: Tensor, g_covariance: Tensor, g_lag: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
         """Sweep from the finest level to the coarsest."""
         V = covariance
         stages = _stages(len(gain))
         levels = []
+        if g_lag is None:
+            g_lag = V.new_zeros(len(V) - 1, *V.shape[1:])
         for stage, coarser in zip(stages, [*stages[1:], None], strict=True):
             K, n_eliminated, n_kept = gain[stage.where], stage.n_eliminated, stage.n_kept
             # What the sweep knew at this level: the steps kept, and their lag-one covariances.
             V = V[1::2]
             lag = _from_couplings(cross[coarser.where], coarser.n_kept) if coarser else V[:0]
             g_V = g_covariance[::2]
-            g_E = _to_couplings(g_lag, stage.n_eliminated + n_kept) - g_V @ K
-            g_K = g_E @ _gather_blocks(V, lag, n_eliminated).mT
-            g_K += g_V.mT @ cross[stage.where]
-            levels.append((g_K.neg_(), g_V))
-            passed, g_lag = _scatter_blocks(K.mT @ g_E, n_kept)
+            own = _to_couplings(g_lag, n_eliminated + n_kept)
+            levels.append((g_V, own @ _gather_blocks(V, lag, n_eliminated)))
+            passed, g_lag = _scatter_blocks(K.mT @ (own - g_V @ K), n_kept)
             g_lag = g_lag.neg_()
             g_covariance = g_covariance[1::2] - passed
-        g_gain, g_inverse = (torch.cat(parts) for parts in zip(*levels, strict=True))
-        return g_gain, g_inverse
+        g_inverse, g_gain = (torch.cat(parts) for parts in zip(*levels, strict=True))
+        return g_inverse, g_gain
 
     @staticmethod
     def neighbours(steps: Tensor) -> Tensor:
@@ -102,22 +97,18 @@ class CyclicReduction:
         )
 
     @staticmethod
-    def eliminate_adjoint(
-        gain: Tensor, center: Tensor, g_pivot: Tensor, g_couplings: Tensor, g_vector: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def eliminate_adjoint(gain: Tensor, own: OwnCotangents, put: PutCotangents) -> None:
         """Sweep from the coarsest level to the finest."""
+        g_pivot, g_couplings = own(slice(None))
         g_diagonal, g_lower = g_pivot[:0], g_pivot[:0]
         for stage in reversed(_stages(len(gain))):
-            K, c = gain[stage.where], center[stage.where]
+            K = gain[stage.where]
             # Cotangents of what this stage subtracted from its neighbours.
-            blocks = _gather_blocks(g_diagonal, 0.5 * g_lower, stage.n_eliminated)
-            columns = _gather_columns(g_vector[stage.kept], stage.n_eliminated)
-            image = K @ blocks + 0.5 * c @ columns.mT
-            g_S = g_pivot[stage.where] + image @ K.mT + 0.5 * (K @ columns) @ c.mT
-            g_N = g_couplings[stage.where] - 2.0 * image
-            g_diagonal = _interleave(g_S, g_diagonal)
+            image = K @ _gather_blocks(g_diagonal, 0.5 * g_lower, stage.n_eliminated)
+            g_diagonal = _interleave(g_pivot[stage.where] + image @ K.mT, g_diagonal)
+            g_N = g_couplings[stage.where].sub_(image, alpha=2.0)
             g_lower = _from_couplings(g_N, stage.n_kept)
-        return g_diagonal, g_lower
+        put(slice(0, len(gain)), g_diagonal, g_lower.mT)
 
     @staticmethod
     def to_elimination(steps: Tensor) -> Tensor:
@@ -137,6 +128,24 @@ class CyclicReduction:
         """Read from the finest level, where neighbours are one step apart."""
         first = _stages(len(cross))[0]
         return _from_couplings(cross[first.where], first.n_kept)
+
+
+def _eliminate(diagonal: Tensor, lower: Tensor, vector: Tensor) -> Eliminated:
+    vector = vector.unsqueeze(-1)
+    width = 2 * vector.shape[-2]
+    levels = []
+    while n_steps := len(diagonal):
+        border = torch.cat((_to_couplings(lower, n_steps), vector[::2]), -1)
+        factor, info = torch.linalg.cholesky_ex(diagonal[::2])
+        white = torch.linalg.solve_triangular(factor, border, upper=False)
+        levels.append((factor, white, info))
+        product = white[..., :width].mT @ white
+        schur, lag = _scatter_blocks(product[..., :width], n_steps // 2)
+        diagonal = diagonal[1::2] - schur
+        lower = -0.5 * lag  # both triangles of the product were added
+        vector = vector[1::2] - _scatter_columns(product[..., width:], n_steps // 2)
+    factor, white, info = (torch.cat(parts) for parts in zip(*levels, strict=True))
+    return Eliminated(finished_factors(factor, white[..., :width]), white[..., width:], info)
 
 
 class _Stage(NamedTuple):

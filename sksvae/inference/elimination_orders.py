@@ -6,7 +6,7 @@ With its pivot ``S``, its couplings ``N = J_{e,n}`` and its vector ``h``, it lea
 
     J_nn <- J_nn - N' S^-1 N,    h_n <- h_n - N' S^-1 h.
 
-The column holds the Cholesky factor ``C`` of the pivot and ``W = C^-1 N``. Together the columns are
+The column holds the Cholesky factor ``C`` of the pivot and ``C^-1 N``. Together the columns are
 a triangular matrix ``L`` with ``L L' = J``, and ``w = L^-1 h``. With ``K = S^-1 N`` follow ::
 
     Cov(z_e, z_n) = E = -K V_n,    V_e = S^-1 - E K',
@@ -27,40 +27,25 @@ dimensions: ``M = D`` in the sequential order and ``M = 2 D`` in cyclic reductio
 An adjoint sweep maps cotangents of a sweep's results to those of its inputs, the reverse-mode
 derivative written out: its cost is that of the sweep, it factorises nothing, and what is specific
 to one step only (the derivative of its pivot's Cholesky factor, for instance) is left to the
-caller, who does it for all steps at once.
+caller, who does it for many steps at once.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from sksvae.inference.stepping import stepping
+from sksvae.inference.chain_blocks import Blocks
+from sksvae.inference.stepping import products_by_step
 
-
-class Eliminated(NamedTuple):
-    """The Cholesky factorisation, one block column per step, in the order of elimination.
-
-    Parameters
-    ----------
-    factor : Tensor of shape (T, B, D, D)
-        Lower Cholesky factors ``C`` of the pivots.
-    whitened : Tensor of shape (T, B, D, M + 1)
-        ``C^-1 [N, h]``.
-    info : Tensor of shape (T, B)
-        Nonzero where a pivot is not positive definite.
-    band : Tensor, optional
-        ``L`` as `Banded` stores it.
-    """
-
-    factor: Tensor
-    whitened: Tensor
-    info: Tensor
-    band: Tensor | None = None
+OwnCotangents = Callable[[slice], tuple[Tensor, Tensor]]
+PutCotangents = Callable[[slice, Tensor, Tensor], None]
+_IN_CACHE = 2**17  # numbers of an array that are worked on at a time
 
 
 class Factors(NamedTuple):
-    """What substitutions need of a factorisation.
+    """What substitutions need of a factorisation, one block column per step.
 
     Parameters
     ----------
@@ -74,15 +59,36 @@ class Factors(NamedTuple):
 
     root: Tensor
     gain: Tensor
-    band: Tensor | None
+    band: Tensor | None = None
+
+
+class Eliminated(NamedTuple):
+    """The Cholesky factorisation, in the order of elimination.
+
+    Parameters
+    ----------
+    factors : Factors
+        The factor.
+    whitened : Tensor of shape (T, B, D, 1)
+        ``w``.
+    info : Tensor of shape (T, B)
+        Nonzero where a pivot is not positive definite.
+    """
+
+    factors: Factors
+    whitened: Tensor
+    info: Tensor
 
 
 class EliminationOrder(Protocol):
     """What an order of elimination offers: sweeps and their adjoints."""
 
     @staticmethod
-    def eliminate(diagonal: Tensor, lower: Tensor, vector: Tensor) -> Eliminated:
-        """Factorise the system with blocks ``diagonal`` and ``lower[t] = J_{t+1,t}``."""
+    def eliminate(diagonal: Blocks, own: Tensor, upper: Blocks, vector: Tensor) -> Eliminated:
+        """Factorise the system with blocks ``diagonal + diag(own)`` and ``J_{t,t+1}``.
+
+        ``own`` and ``vector`` have shape (T, B, D).
+        """
 
     @staticmethod
     def substitute_back(factors: Factors, columns: Tensor) -> Tensor:
@@ -93,27 +99,34 @@ class EliminationOrder(Protocol):
         """Solve ``L w = u`` for ``u`` of shape (T, B, D, n_columns)."""
 
     @staticmethod
-    def covariances(gain: Tensor, inverse: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute ``V`` and ``E`` from ``K`` and ``S^-1``."""
+    def covariances(factors: Factors) -> tuple[Tensor, Tensor]:
+        """Compute ``V`` and ``E``."""
 
     @staticmethod
     def covariances_adjoint(
-        gain: Tensor, covariance: Tensor, cross: Tensor, g_covariance: Tensor, g_lag: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Cotangents of ``K`` and ``S^-1``, from those of ``V`` and of the result of `lag`."""
+        gain: Tensor, covariance: Tensor, cross: Tensor, g_covariance: Tensor, g_lag: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Cotangents from those of ``V``, which are overwritten, and of the result of `lag`.
+
+        Returns
+        -------
+        g_inverse : Tensor of shape (T, B, D, D)
+            Cotangent ``G`` of ``S^-1``; that of ``K`` is ``-2 G E`` and the following. Only its
+            symmetric part means anything.
+        g_gain : Tensor of shape (T, B, D, M) or None
+            The part of the cotangent of ``-K`` that comes from ``E``.
+        """
 
     @staticmethod
     def neighbours(steps: Tensor) -> Tensor:
         """What each step eliminated finds at its neighbours, of shape (T, B, M, n_columns)."""
 
     @staticmethod
-    def eliminate_adjoint(
-        gain: Tensor, center: Tensor, g_pivot: Tensor, g_couplings: Tensor, g_vector: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Cotangents of ``diagonal`` and ``lower``.
+    def eliminate_adjoint(gain: Tensor, own: OwnCotangents, put: PutCotangents) -> None:
+        """Cotangents of ``diagonal`` and of ``J_{t,t+1}``.
 
-        ``center`` is ``S^-1 h``; ``g_pivot`` and ``g_couplings`` are the cotangents of ``S`` and
-        ``N`` that do not pass through the Schur complements, ``g_vector`` is that of ``vector``.
+        ``own`` gives those of ``S``, symmetric, and ``N`` of some steps eliminated, without what
+        passes through the Schur complements; ``put`` takes the results of some steps.
         """
 
     @staticmethod
@@ -130,68 +143,95 @@ class EliminationOrder(Protocol):
 
 
 class Sequential:
-    """First step first; the only neighbour of a step is the next one, and the last has none."""
+    """First step first; the only neighbour of a step is the next one, and the last has none.
+
+    Sweeps are products of small matrices, each waiting for the one before. They go into memory that
+    is there: to allocate a whole array takes longer than a product that fills it.
+    """
 
     @staticmethod
-    def eliminate(diagonal: Tensor, lower: Tensor, vector: Tensor) -> Eliminated:
+    def eliminate(diagonal: Blocks, own: Tensor, upper: Blocks, vector: Tensor) -> Eliminated:
         """Factorise, one step after the other."""
-        dim = vector.shape[-1]
-        border = torch.cat((_pad_end(lower.mT), vector.unsqueeze(-1)), -1)
-        pivots, borders = diagonal.clone().unbind(0), border.unbind(0)
-        factors, whitened, infos = [], [], []
-        for t, (pivot, rhs) in enumerate(zip(pivots, borders, strict=True)):
-            factor, info = torch.linalg.cholesky_ex(pivot)
-            white = torch.linalg.solve_triangular(factor, rhs, upper=False)
-            factors.append(factor)
-            whitened.append(white)
-            infos.append(info)
-            if t + 1 < len(pivots):
-                product = white[..., :dim].mT @ white
-                pivots[t + 1].sub_(product[..., :dim])
-                borders[t + 1][..., dim].sub_(product[..., dim])
-        return Eliminated(torch.stack(factors), torch.stack(whitened), torch.stack(infos))
+        n_steps, n_chains, dim = vector.shape
+        root, gain = (vector.new_empty(*vector.shape, dim) for _ in range(2))
+        whitened = vector.new_empty(*vector.shape, 1)
+        info = torch.zeros(n_steps, n_chains, dtype=torch.int32, device=vector.device)
+        # The pivot and what is left of the vector, [S, h], and right-hand sides [N, h, I].
+        system = vector.new_empty(n_chains, dim, dim + 1)
+        sides = vector.new_zeros(n_chains, dim, 2 * dim + 1)
+        sides[..., dim + 1 :].diagonal(dim1=-2, dim2=-1).fill_(1.0)
+        block, white = torch.empty_like(root[0]), torch.empty_like(sides)
+        factor = torch.empty_like(block)
+        pivot, column = system.split((dim, 1), -1)
+        W_N, w, W = white.split((dim, 1, dim), -1)
+        for t in range(n_steps):
+            diagonal.copy_step(t, block)
+            block.diagonal(dim1=-2, dim2=-1).add_(own[t])
+            pivot.copy_(block)
+            column.copy_(vector[t].unsqueeze(-1))
+            if t:
+                system.baddbmm_(W_N.mT, white[..., : dim + 1], alpha=-1.0)
+            if t + 1 < n_steps:
+                upper.copy_step(t, block)
+                sides[..., :dim].copy_(block)
+            else:
+                sides[..., :dim].zero_()
+            sides[..., dim : dim + 1].copy_(column)
+            torch.linalg.cholesky_ex(pivot, out=(factor, info[t]))
+            torch.linalg.solve_triangular(factor, sides, upper=False, out=white)
+            root[t], whitened[t] = W, w
+            torch.bmm(W.mT, W_N, out=gain[t])
+        return Eliminated(Factors(root, gain), whitened, info)
 
     @staticmethod
     def substitute_back(factors: Factors, columns: Tensor) -> Tensor:
         """Sweep from the last step to the first."""
         solution = factors.root.mT @ columns
-        module, (gain, u) = stepping(factors.gain, solution)
-        for t in range(len(gain) - 2, -1, -1):
-            u[t] -= module.matmul(gain[t], u[t + 1])
+        products, (gain, u) = products_by_step(factors.gain, solution)
+        for t in range(len(u) - 2, -1, -1):
+            products.subtract(u[t], gain[t], u[t + 1])
         return solution
 
     @staticmethod
     def substitute_forward(factors: Factors, columns: Tensor) -> Tensor:
         """Sweep from the first step to the last."""
         passed = columns.clone(memory_format=torch.contiguous_format)
-        module, (transposed, u) = stepping(factors.gain.mT.contiguous(), passed)
+        products, (transposed, u) = products_by_step(factors.gain.mT, passed)
         for t in range(1, len(u)):
-            u[t] -= module.matmul(transposed[t - 1], u[t - 1])
+            products.subtract(u[t], transposed[t - 1], u[t - 1])
         return factors.root @ passed
 
     @staticmethod
-    def covariances(gain: Tensor, inverse: Tensor) -> tuple[Tensor, Tensor]:
+    def covariances(factors: Factors) -> tuple[Tensor, Tensor]:
         """Sweep from the last step to the first."""
-        covariance, products = _congruences(gain, inverse)
-        return covariance, products.neg_()
+        root, gain, _ = factors
+        covariance, cross = root.mT @ root, root.new_empty(root.shape)
+        products, (K, transposed, V, E) = products_by_step(gain, gain.mT, covariance, cross)
+        for t in range(len(V) - 2, -1, -1):
+            products.multiply(K[t], V[t + 1], out=E[t])
+            products.add(V[t], E[t], transposed[t])
+        cross[-1:].zero_()
+        return covariance, cross.neg_()
 
     @staticmethod
     def covariances_adjoint(
-        gain: Tensor, covariance: Tensor, cross: Tensor, g_covariance: Tensor, g_lag: Tensor
-    ) -> tuple[Tensor, Tensor]:
+        gain: Tensor, covariance: Tensor, cross: Tensor, g_covariance: Tensor, g_lag: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
         """Sweep from the first step to the last."""
-        g_inverse = g_covariance.clone(memory_format=torch.contiguous_format)
-        g_cross = _pad_end(g_lag.mT)
-        # A copy: products of small transposed matrices take several times as long.
-        steps = gain.contiguous(), gain.mT.contiguous(), g_inverse, g_cross
-        module, (K, transposed, g_V, g_E) = stepping(*steps)
-        for t in range(len(g_E)):
-            if t:
-                g_V[t] -= module.matmul(transposed[t - 1], g_E[t - 1])
-            g_E[t] -= module.matmul(g_V[t], K[t])
-        g_gain = g_cross @ _pad_end(covariance[1:]).mT
-        g_gain += g_inverse.mT @ cross
-        return g_gain.neg_(), g_inverse
+        g_inverse, image = g_covariance, torch.empty_like(covariance[:1])
+        products, (K, transposed, g_V, (product,)) = products_by_step(
+            gain, gain.mT, g_inverse, image
+        )
+        if g_lag is None:
+            for t in range(1, len(g_V)):
+                products.multiply(g_V[t - 1], K[t - 1], out=product)
+                products.add(g_V[t], transposed[t - 1], product)
+            return g_inverse, None
+        _, (g_E,) = products_by_step(g_lag.mT.clone(memory_format=torch.contiguous_format))
+        for t in range(1, len(g_V)):
+            products.subtract(g_E[t - 1], g_V[t - 1], K[t - 1])
+            products.subtract(g_V[t], transposed[t - 1], g_E[t - 1])
+        return g_inverse, _pad_end(g_lag.mT @ covariance[1:])
 
     @staticmethod
     def neighbours(steps: Tensor) -> Tensor:
@@ -199,15 +239,21 @@ class Sequential:
         return _pad_end(steps[1:])
 
     @staticmethod
-    def eliminate_adjoint(
-        gain: Tensor, center: Tensor, g_pivot: Tensor, g_couplings: Tensor, g_vector: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def eliminate_adjoint(gain: Tensor, own: OwnCotangents, put: PutCotangents) -> None:
         """Sweep from the last step to the first."""
-        outer = center @ _pad_end(g_vector[1:]).mT
-        mixed = 0.5 * outer @ gain.mT
-        g_diagonal, products = _congruences(gain, g_pivot + mixed + mixed.mT)
-        g_N = g_couplings - outer - 2.0 * products
-        return g_diagonal, g_N[:-1].mT
+        following = None
+        for stretch in reversed(in_cache(gain)):
+            g_pivot, g_couplings = own(stretch)
+            images = g_pivot.new_zeros(g_pivot.shape)
+            products, (K, transposed, S, image) = products_by_step(
+                gain[stretch], gain[stretch].mT, g_pivot, images
+            )
+            for t in range(len(S) - 1, -1, -1):
+                if following is not None:
+                    products.multiply(K[t], following, out=image[t])
+                    products.add(S[t], image[t], transposed[t])
+                following = S[t]
+            put(stretch, g_pivot, g_couplings.sub(images, alpha=2.0))
 
     @staticmethod
     def to_elimination(steps: Tensor) -> Tensor:
@@ -225,15 +271,19 @@ class Sequential:
         return cross[:-1].mT
 
 
-def _congruences(gain: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
-    """``X_t = own_t + K_t X_{t+1} K_t'`` from the last step to the first, and ``K_t X_{t+1}``."""
-    result, products = own.clone(memory_format=torch.contiguous_format), torch.zeros_like(gain)
-    steps = gain.contiguous(), gain.mT.contiguous(), result, products
-    module, (K, transposed, X, product) = stepping(*steps)
-    for t in range(len(K) - 2, -1, -1):
-        module.matmul(K[t], X[t + 1], out=product[t])
-        X[t] += module.matmul(product[t], transposed[t])
-    return result, products
+def in_cache(like: Tensor) -> list[slice]:
+    """Stretches of steps of an array such that what is computed of each stays in the cache."""
+    n_steps = at_once = max(len(like), 1)
+    if like.device.type == "cpu":
+        at_once = max(1, _IN_CACHE * n_steps // max(like.numel(), 1))
+    return [slice(start, start + at_once) for start in range(0, len(like), at_once)]
+
+
+def finished_factors(factor: Tensor, whitened: Tensor, band: Tensor | None = None) -> Factors:
+    """Make `Factors` of Cholesky factors ``C`` and of ``C^-1 N``, of all steps at once."""
+    eye = torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device)
+    root = torch.linalg.solve_triangular(factor, eye.expand_as(factor), upper=False)
+    return Factors(root, root.mT @ whitened, band)
 
 
 def _pad_end(steps: Tensor) -> Tensor:

@@ -6,12 +6,17 @@ What they cost is mostly the call. NumPy's calls take about half the time of tor
 step out of an array a tenth; so on a CPU sweeps work on arrays that share the memory of tensors.
 """
 
+from collections.abc import Callable
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+
+# Numbers in a step up to which NumPy is faster although it adds products in a pass of its own: the
+# time of a sweep with it is 0.5 of torch's at 64, 0.8 at 1000 and 1.3 at 8000.
+_SMALL = 4096
 
 
 def stepping(*tensors: Tensor) -> tuple[ModuleType, list[Any]]:
@@ -42,3 +47,72 @@ def stepping(*tensors: Tensor) -> tuple[ModuleType, list[Any]]:
     if all(tensor.device.type == "cpu" for tensor in tensors):
         return np, [tensor.numpy() for tensor in tensors]
     return torch, list(tensors)
+
+
+class Products(NamedTuple):
+    """Products of batches of matrices.
+
+    Parameters
+    ----------
+    multiply : callable
+        ``multiply(left, right, out=out)``.
+    add, subtract : callable
+        ``add(total, left, right)`` adds a product in place, ``subtract`` takes it away.
+    """
+
+    multiply: Callable[..., Any]
+    add: Callable[[Any, Any, Any], None]
+    subtract: Callable[[Any, Any, Any], None]
+
+
+def products_by_step(*tensors: Tensor) -> tuple[Products, list[Any]]:
+    """Choose what to multiply matrices with, one step after the other.
+
+    Parameters
+    ----------
+    *tensors : Tensor of shape (T, B, M, N)
+        On one device, without gradients. Those with rows in memory are changed where the steps
+        are.
+
+    Returns
+    -------
+    products : Products
+        Of NumPy where steps are small, else of torch.
+    steps : list of sequence
+        The steps of each tensor, for these products.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sksvae.inference.stepping import products_by_step
+    >>> total = torch.zeros(1, 1, 1, 1)
+    >>> products, (x, y) = products_by_step(total, torch.full((2, 1, 1, 1), 3.0))
+    >>> products.add(x[0], y[0], y[1])
+    >>> total.flatten()
+    tensor([9.])
+    """
+    cpu = all(tensor.device.type == "cpu" for tensor in tensors)
+    if cpu and all(tensor[:1].numel() <= _SMALL for tensor in tensors):
+        # Copies: products of small transposed matrices take several times as long.
+        return _NUMPY, [tensor.contiguous().numpy() for tensor in tensors]
+    return _TORCH, [tensor.unbind(0) for tensor in tensors]
+
+
+def _numpy_add(total: Any, left: Any, right: Any) -> None:
+    total += np.matmul(left, right)
+
+
+def _numpy_subtract(total: Any, left: Any, right: Any) -> None:
+    total -= np.matmul(left, right)
+
+
+def _torch_add(total: Tensor, left: Tensor, right: Tensor) -> None:
+    total.baddbmm_(left, right)
+
+
+def _torch_subtract(total: Tensor, left: Tensor, right: Tensor) -> None:
+    total.baddbmm_(left, right, alpha=-1.0)
+
+
+_NUMPY = Products(np.matmul, _numpy_add, _numpy_subtract)
+_TORCH = Products(torch.bmm, _torch_add, _torch_subtract)

@@ -100,8 +100,8 @@ def test_statistics_of_several_dynamics_are_gradients():
 
     def value(initial, dynamics, moves):
         h, J, lower, constant = NaturalTable.build(initial, dynamics).chain(starts, moves)
-        expected = (h * q.mean).sum() - 0.5 * (J * q.second_moment).sum()
-        return expected - (lower * q.lag_moment).sum() + constant.sum()
+        expected = (h * q.mean).sum() - 0.5 * (J.whole() * q.second_moment).sum()
+        return expected - (lower.whole() * q.lag_moment).sum() + constant.sum()
 
     each = [model.expected_params() for model in models]
     initial = NIWStats(*each[0][:4])

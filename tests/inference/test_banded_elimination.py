@@ -6,7 +6,8 @@ import torch
 
 from sksvae.inference import chain_moments
 from sksvae.inference.banded_elimination import Banded, banded_pays
-from sksvae.inference.elimination_orders import Factors, Sequential
+from sksvae.inference.chain_blocks import Blocks
+from sksvae.inference.elimination_orders import Sequential
 
 
 def chains(n_chains, n_steps, dim, dtype=torch.float64):
@@ -21,6 +22,12 @@ def chains(n_chains, n_steps, dim, dtype=torch.float64):
     lower = normal(n_steps - 1, n_chains, dim, dim)
     vector = normal(n_steps, n_chains, dim)
     return tuple(part.to(dtype) for part in (diagonal, lower, vector))
+
+
+def eliminated(order, diagonal, lower, vector):
+    """Eliminate, with part of the diagonals of the blocks apart from them."""
+    own = torch.ones_like(vector)
+    return order.eliminate(Blocks(diagonal - torch.diag_embed(own)), own, Blocks(lower.mT), vector)
 
 
 def dense(diagonal, lower):
@@ -38,18 +45,18 @@ def dense(diagonal, lower):
 def test_it_is_the_dense_factor(shape):
     n_chains, n_steps, dim = shape
     diagonal, lower, vector = chains(*shape)
-    factor, whitened, info, _ = Banded.eliminate(diagonal, lower, vector)
+    (root, gain, _), whitened, info = eliminated(Banded, diagonal, lower, vector)
     L = torch.linalg.cholesky(dense(diagonal, lower))
     blocks = L.view(n_chains, n_steps, dim, n_steps, dim)
     h = vector.transpose(0, 1).reshape(n_chains, n_steps * dim, 1)
     white = torch.linalg.solve_triangular(L, h, upper=False).view(n_chains, n_steps, dim)
     assert not info.any()
     for t in range(n_steps):
-        torch.testing.assert_close(factor[t], blocks[:, t, :, t])
-        torch.testing.assert_close(whitened[t, ..., dim], white[:, t])
+        own = torch.linalg.inv(blocks[:, t, :, t])
+        torch.testing.assert_close(root[t], own)
+        torch.testing.assert_close(whitened[t, ..., 0], white[:, t])
         following = blocks[:, t + 1, :, t].mT if t + 1 < n_steps else torch.zeros(dim, dim)
-        expected = following.to(factor).expand(n_chains, dim, dim)
-        torch.testing.assert_close(whitened[t, ..., :dim], expected)
+        torch.testing.assert_close(gain[t], own.mT @ following.to(own))
 
 
 @pytest.mark.parametrize(
@@ -57,13 +64,11 @@ def test_it_is_the_dense_factor(shape):
 )
 def test_it_is_elimination_step_by_step(dtype, tolerance):
     inputs = chains(3, 30, 5, dtype)
-    *wanted, _ = Sequential.eliminate(*inputs)
-    *all_found, band = Banded.eliminate(*inputs)
-    for found, one_by_one in zip(all_found, wanted, strict=True):
+    (root, gain, _), *wanted = eliminated(Sequential, *inputs)
+    factors, *rest = eliminated(Banded, *inputs)
+    for found, one_by_one in zip((*factors[:2], *rest), (root, gain, *wanted), strict=True):
         assert found.dtype == one_by_one.dtype
         torch.testing.assert_close(found, one_by_one, rtol=0, atol=tolerance)
-    root = torch.linalg.inv(wanted[0])
-    factors = Factors(root, root.mT @ wanted[1][..., :-1], band)
     columns = torch.stack((inputs[2], inputs[2].flip(0)), -1)
     for substitute in ("substitute_back", "substitute_forward"):
         found, one_by_one = (
@@ -84,14 +89,14 @@ def test_it_is_for_small_batches_on_a_cpu():
 def test_inputs_are_left_alone():
     inputs = chains(2, 4, 3)
     copies = [part.clone() for part in inputs]
-    Banded.eliminate(*inputs)
+    eliminated(Banded, *inputs)
     assert all(map(torch.equal, inputs, copies))
 
 
 def test_a_pivot_that_is_not_positive_is_found_where_it_is():
     diagonal, lower, vector = chains(3, 6, 2)
     diagonal[4, 1] -= 100 * torch.eye(2, dtype=torch.float64)
-    _, _, info, _ = Banded.eliminate(diagonal, lower, vector)
+    *_, info = eliminated(Banded, diagonal, lower, vector)
     assert info.nonzero().tolist() == [[4, 1]]
 
 
