@@ -190,7 +190,7 @@ class SVAESwitchingLDS(DynamicsFit, StatePredictions):
     everything. Block updates go on from where they ended in the last epoch.
 
     A sequence of more than 6,000 steps is inferred in pieces of 800 steps, each with 100 further
-    steps on both sides.
+    steps on both sides, and with more where neighbours do not agree.
 
     References
     ----------
