@@ -23,7 +23,7 @@ from sksvae.sequences import Sequences, Windows
 
 _WHOLE = 6000  # steps of the longest sequence that is inferred in one piece
 _PIECE = 800  # steps of the pieces of longer ones
-_MARGIN = 100  # steps beyond each end of a piece that its posterior takes into account at first
+_MARGIN = 50  # steps beyond each end of a piece that its posterior takes into account at first
 # Steps of the longest sequence that gets a second start of inference. One of two ends is kept for
 # the whole sequence: the longer it is, the less they differ, per step.
 _BRIEF = 500

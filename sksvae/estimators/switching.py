@@ -189,7 +189,7 @@ class SVAESwitchingLDS(DynamicsFit, StatePredictions):
     (`sksvae.autoregressive_hmm`), then q(theta) alone to the potentials of the encoder, then
     everything. Block updates go on from where they ended in the last epoch.
 
-    A sequence of more than 6,000 steps is inferred in pieces of 800 steps, each with 100 further
+    A sequence of more than 6,000 steps is inferred in pieces of 800 steps, each with 50 further
     steps on both sides, and with more where neighbours do not agree.
 
     References
