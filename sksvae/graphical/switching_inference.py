@@ -20,28 +20,24 @@ References
    Computation 12(4), 2000.
 """
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
-from sksvae.expfam import MNIWStats, NIWStats
-from sksvae.graphical.api import DEFAULT_SETTINGS, ChainPosterior, Potentials
-from sksvae.graphical.gaussian_chain import (
-    chain_posterior,
-    chain_roles,
-    clean_potentials,
-)
-from sksvae.graphical.transition_tables import EnergyTable, NaturalTable
+from sksvae.graphical.api import DEFAULT_SETTINGS, ChainPosterior
+from sksvae.graphical.switching_gradients import differentiable_energies, energy_change
+
+# Read from here by others, too.
+from sksvae.graphical.switching_problem import SwitchingProblem as SwitchingProblem
+from sksvae.graphical.switching_updates import SwitchingUpdates, block_updates
 from sksvae.inference import (
     FixedPoint,
     FixedPointSettings,
-    MarkovMoments,
     attach_implicit_gradient,
     markov_fisher,
-    markov_moments,
     solve_fixed_point,
 )
 from sksvae.inference.block_tridiagonal import ChainMethod
@@ -100,114 +96,6 @@ class SwitchingPosterior(ChainPosterior):
     converged: Tensor
 
 
-class SwitchingProblem(NamedTuple):
-    """Everything that the two blocks of a batch of sequences depend on.
-
-    Parameters
-    ----------
-    potentials : Potentials
-        Evidence of each step, zero at steps that do not exist.
-    mask : Tensor of bool of shape (n_sequences, n_steps)
-        Which steps exist.
-    initial : NIWStats
-        Expected statistics of the first latent.
-    dynamics : MNIWStats
-        Expected statistics of the dynamics, with leading axis n_states.
-    log_initial : Tensor of shape (n_states,)
-        ``E log pi_0``.
-    log_transition : Tensor of shape (n_states, n_states)
-        ``E log pi``: rows belong to the earlier step.
-    natural_table : NaturalTable
-        The statistics, arranged for q(z).
-    energy_table : EnergyTable
-        The statistics, arranged for q(k).
-    """
-
-    potentials: Potentials
-    mask: Tensor
-    initial: NIWStats
-    dynamics: MNIWStats
-    log_initial: Tensor
-    log_transition: Tensor
-    natural_table: NaturalTable
-    energy_table: EnergyTable
-
-    @classmethod
-    def build(
-        cls, potentials: Potentials, params: tuple[Tensor, ...], mask: Tensor
-    ) -> "SwitchingProblem":
-        """Check and arrange the arguments of `SwitchingDynamicsModel.infer`."""
-        potentials = clean_potentials(potentials, mask)
-        if (mask[:, 1:] & ~mask[:, :-1]).any():
-            raise ValueError(
-                "mask must be true for the first steps of each sequence, without gaps: give each "
-                "sequence a row of its own."
-            )
-        initial, dynamics = NIWStats(*params[:4]), MNIWStats(*params[4:8])
-        log_initial, log_transition = params[8:]
-        return cls(
-            potentials,
-            mask,
-            initial,
-            dynamics,
-            log_initial,
-            log_transition,
-            NaturalTable.build(initial, dynamics),
-            EnergyTable.build(dynamics),
-        )
-
-    @property
-    def n_states(self) -> int:
-        """Number of states."""
-        return self.log_initial.shape[0]
-
-    @property
-    def requires_grad(self) -> bool:
-        """Whether anything does."""
-        parts = (part if isinstance(part, tuple) else (part,) for part in self)
-        return any(field.requires_grad for part in parts for field in part)
-
-    def fixed(self) -> "SwitchingProblem":
-        """Return the same problem without gradients."""
-        parts: dict[str, Any] = {}
-        for name, part in self._asdict().items():
-            if isinstance(part, Tensor):
-                parts[name] = part.detach()
-            else:
-                parts[name] = type(part)(*(field.detach() for field in part))
-        return SwitchingProblem(**parts)
-
-    def take(self, rows: Tensor) -> "SwitchingProblem":
-        """Return the problem of some of the sequences."""
-        potentials = Potentials(*(field[rows] for field in self.potentials))
-        return self._replace(potentials=potentials, mask=self.mask[rows])
-
-    def gaussian(
-        self, states: Tensor, noise: Tensor | None = None, method: ChainMethod = "auto"
-    ) -> ChainPosterior:
-        """Compute q(z) from weights of the states, of shape (n_sequences, n_steps, n_states)."""
-        starts, moves = chain_roles(self.mask)
-        weights = torch.where(moves.unsqueeze(-1), states[:, 1:], 0.0)
-        natural = self.natural_table.chain(starts.to(states.dtype), weights)
-        return chain_posterior(self.potentials, natural, self.mask, noise, method)
-
-    def energies(self, posterior: ChainPosterior) -> Tensor:
-        """``E_t(k)``, of shape (n_sequences, n_steps, n_states)."""
-        energies = self.energy_table.energies(posterior)
-        energies = torch.where(self.mask[:, 1:].unsqueeze(-1), energies, 0.0)
-        return pad(energies, (0, 0, 1, 0))
-
-    def discrete(self, energies: Tensor, **wanted: Any) -> MarkovMoments:
-        """Compute q(k)."""
-        return markov_moments(
-            self.log_initial, self.log_transition, energies, mask=self.mask, **wanted
-        )
-
-    def next_states(self, states: Tensor, method: ChainMethod = "auto") -> Tensor:
-        """One round of block updates: q(z), then q(k)."""
-        return self.discrete(self.energies(self.gaussian(states, method=method))).marginals
-
-
 def infer_switching(
     problem: SwitchingProblem,
     start: Tensor,
@@ -242,20 +130,25 @@ def infer_switching(
     if problem.n_states == 1:
         return _one_state(problem, noise, method)
     fixed = problem.fixed()
-
-    def update(states: Tensor, rows: Tensor | None) -> Tensor:
-        return (fixed if rows is None else fixed.take(rows)).next_states(states, method)
-
-    end = solve_fixed_point(update, start, settings.max_updates, settings.tol)
+    updates = SwitchingUpdates.build(fixed, method)
+    end = solve_fixed_point(
+        block_updates(fixed, updates, method), start, settings.max_updates, settings.tol
+    )
     point, differentiate = end.point, torch.is_grad_enabled() and problem.requires_grad
     if differentiate and settings.gradient == "unrolled":
         point, differentiate = start, False
         for _ in range(int(end.n_updates.max())):
             point = problem.next_states(point, method)
-    if differentiate:
-        # Its gradient is not wanted, but products with that of the energies in it are.
-        point.requires_grad_()
-    energies = problem.energies(problem.gaussian(point, method=method))
+    if updates is not None and not point.requires_grad and updates.infer_latents(point):
+        energies = differentiable_energies(problem, updates)
+        product = functools.partial(energy_change, updates)
+    else:
+        updates = None
+        if differentiate:
+            # Its gradient is not wanted, but products with that of the energies in it are.
+            point.requires_grad_()
+        energies = problem.energies(problem.gaussian(point, method=method))
+        product = functools.partial(_product, energies, point)
     discrete = problem.discrete(energies, want_messages=differentiate)
     states = discrete.marginals
     if differentiate:
@@ -264,7 +157,7 @@ def infer_switching(
             # They were asked for.
             return markov_fisher(discrete.messages, v, rows=rows)  # type: ignore[arg-type]
 
-        curvature = _Curvature(fixed, point, energies, method)
+        curvature = _Curvature(fixed, point.detach(), updates, method, product)
         states = attach_implicit_gradient(states, end, fisher, curvature, settings)
     gaussian = problem.gaussian(states, noise, method)
     local_kl = gaussian.local_kl + (states * energies).sum((-2, -1)) - discrete.log_normalizer
@@ -315,34 +208,46 @@ def _posterior(
 
 
 class _Curvature:
-    """Products with ``S = Theta F_z Theta'`` at given states.
+    """Products with ``S = Theta F_z Theta'`` at given states, of all sequences or of some.
 
-    They go through the graph of ``mu -> E`` of all sequences; one of those that are left is built
-    once they are no more than a quarter, for about the time of a product.
+    Where few are left, what products need of them alone is computed once they are no more than a
+    quarter, for about the time of a product.
     """
 
     def __init__(
-        self, problem: SwitchingProblem, point: Tensor, energies: Tensor, method: ChainMethod
+        self,
+        problem: SwitchingProblem,
+        point: Tensor,
+        updates: SwitchingUpdates | None,
+        method: ChainMethod,
+        product: Callable[[Tensor], Tensor],
     ) -> None:
-        self.problem, self.point, self.method = problem, point.detach(), method
-        self.rows = torch.arange(len(point), device=point.device)
-        self.leaf, self.energies = point, energies
+        self.problem, self.point, self.updates, self.method = problem, point, updates, method
+        self.rows, self.product = torch.arange(len(point), device=point.device), product
 
     def __call__(self, v: Tensor, rows: Tensor | None) -> Tensor:
         if rows is None:
-            return self._product(v)
+            return self.product(v)
         if 4 * len(rows) <= len(self.rows):
-            self._build(rows)
+            self.rows, self.product = rows, self._product_of(rows)
         # Rows are in order.
         places = torch.searchsorted(self.rows, rows)
-        return self._product(v.new_zeros(self.leaf.shape).index_copy_(0, places, v))[places]
-
-    def _product(self, v: Tensor) -> Tensor:
-        (product,) = torch.autograd.grad(self.energies, self.leaf, v, retain_graph=True)
-        return product
+        whole = v.new_zeros(len(self.rows), *v.shape[1:])
+        return self.product(whole.index_copy_(0, places, v))[places]
 
     @torch.enable_grad()
-    def _build(self, rows: Tensor) -> None:
-        problem = self.problem.take(rows)
-        self.rows, self.leaf = rows, self.point[rows].requires_grad_()
-        self.energies = problem.energies(problem.gaussian(self.leaf, method=self.method))
+    def _product_of(self, rows: Tensor) -> Callable[[Tensor], Tensor]:
+        problem, point = self.problem.take(rows), self.point[rows]
+        if self.updates is not None:
+            updates = self.updates.take(problem)
+            updates.infer_latents(point)
+            return functools.partial(energy_change, updates)
+        point.requires_grad_()
+        energies = problem.energies(problem.gaussian(point, method=self.method))
+        return functools.partial(_product, energies, point)
+
+
+def _product(energies: Tensor, states: Tensor, v: Tensor) -> Tensor:
+    """Product with the Jacobian of energies, symmetric, through its graph."""
+    (product,) = torch.autograd.grad(energies, states, v, retain_graph=True)
+    return product

@@ -235,7 +235,7 @@ class MarkovProblem(NamedTuple):
         energy = energy.reshape(n_chains, n_steps, n_states).transpose(0, 1)
         shared = log_transition.ndim == 2
         table = log_transition.reshape(1 if shared else n_chains, n_states, n_states)
-        return cls(energy, table, lengths, _choose_parallel(method, n_chains, n_steps, n_states))
+        return cls(energy, table, lengths, choose_parallel(method, n_chains, n_steps, n_states))
 
     def messages(self) -> MarkovMessages:
         """Messages, checked."""
@@ -289,7 +289,27 @@ def check_finite(log_normalizer: Tensor) -> None:
         )
 
 
-def _choose_parallel(method: MarkovMethod, n_chains: int, n_steps: int, n_states: int) -> bool:
+def choose_parallel(method: MarkovMethod, n_chains: int, n_steps: int, n_states: int) -> bool:
+    """Say whether the sweeps of chains of a size run in blocks.
+
+    Parameters
+    ----------
+    method : {'auto', 'sequential', 'parallel'}
+        As in `markov_moments`.
+    n_chains, n_steps, n_states : int
+        ``B``, ``T`` and ``K``.
+
+    Returns
+    -------
+    bool
+        Whether they do.
+
+    Examples
+    --------
+    >>> from sksvae.inference.forward_backward import choose_parallel
+    >>> choose_parallel("auto", n_chains=1, n_steps=5000, n_states=5)
+    True
+    """
     if method == "auto":
         # Time of sequential / parallel on one CPU thread in float64, gradients included. One chain
         # with 5 states: 0.8 at T = 120, 1.1 at 250, 1.9 at 1000, 2.4 at 2000; with 20 states 1.4
