@@ -75,9 +75,13 @@ class Adam:
             )
 
     def state_dict(self) -> dict[str, Any]:
-        """Moments, step counts and learning rates, in the layout of torch."""
+        """Copy moments, step counts and learning rates, in the layout of torch."""
         groups = [{**group, "params": list(numbers)} for group, numbers in self._numbers()]
-        return {"state": {n: dict(slot) for n, slot in self.state.items()}, "param_groups": groups}
+        state = {
+            number: {name: value.clone() for name, value in slot.items()}
+            for number, slot in self.state.items()
+        }
+        return {"state": state, "param_groups": groups}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go back to a `state_dict`, which stays as it is."""

@@ -14,16 +14,24 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from scipy import linalg
+from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.mixture import BayesianGaussianMixture
 from torch import Tensor
 
+from sksvae.expfam import NIW, Dirichlet, DirichletParams, NIWNatural, natural_step
 from sksvae.graphical import GaussianMixtureModel, MixturePrior, Posterior, Potentials
+from sksvae.graphical.mixture import log_joint, mixture_stats
 from sksvae.inference import FixedPointSettings
 
 # Least noise variance at the start, for standardised features. Where the latents could explain the
 # data exactly, a noise level well above zero lets training bend them first (see noise_rate).
 _MIN_NOISE = 0.05
+
+_POINTS_TOL = 1e-3  # nats, of all points, as in `sklearn.mixture.BayesianGaussianMixture`
+_AT_ONCE = 2**22  # responsibilities of starts that are computed together
+
+_NIW = NIW()
+_DIRICHLET = Dirichlet()
 
 
 class PrincipalAxes(NamedTuple):
@@ -163,7 +171,7 @@ def search_mixture(
 ) -> GaussianMixtureModel:
     """Variational Bayes for a mixture from several starts, the best bound kept.
 
-    The starts are searched with `sklearn.mixture.BayesianGaussianMixture` on the points that the
+    Each start goes from clusters of `sklearn.cluster.KMeans` to a mixture of the points that the
     potentials centre on, which costs a small part of structured inference; the best three then
     compete under the exact bound.
 
@@ -192,22 +200,22 @@ def search_mixture(
         The best mixture.
     """
     r, R = potentials
-    points = (r / R).double().cpu().numpy()
-    candidates = []
-    if prior.weights.concentration.shape[0] == 1:
-        n_starts = 1  # they all find the same
-    for _ in range(n_starts):
-        start = _point_mixture(prior, random_state.randint(np.iinfo(np.int32).max), max_iter)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)
-            start.fit(points)
-        candidates.append(start)
-    candidates.sort(key=lambda start: -start.lower_bound_)
+    points = (r / R).double()
+    n_components = prior.weights.concentration.shape[0]
+    # With one component they all find the same.
+    seeds = random_state.randint(np.iinfo(np.int32).max, size=n_starts if n_components > 1 else 1)
+    labels = torch.stack([_cluster(points, n_components, seed) for seed in seeds], 1)
+    n_at_once = max(1, _AT_ONCE // (len(points) * n_components))
+    candidates = [
+        candidate
+        for part in labels.split(n_at_once, 1)
+        for candidate in _fit_points(prior.double(), points, part, max_iter)
+    ]
+    candidates.sort(key=lambda candidate: -candidate[0])
     best, best_bound = None, -math.inf
-    for start in candidates[:3]:
+    for _, responsibilities in candidates[:3]:
         model = GaussianMixtureModel(prior)
-        labels = torch.as_tensor(start.predict_proba(points), dtype=r.dtype, device=r.device)
-        stats = model.total_stats(_as_posterior(potentials, labels))
+        stats = model.total_stats(_as_posterior(potentials, responsibilities.to(r.dtype)))
         model.coordinate_update([weight * s for s in stats])
         bound = fit_mixture(model, potentials, settings, max_iter=max_iter, tol=tol, weight=weight)
         if best is None or bound > best_bound:
@@ -215,21 +223,48 @@ def search_mixture(
     return best  # type: ignore[return-value]  # there is a start
 
 
-def _point_mixture(prior: MixturePrior, seed: int, max_iter: int) -> BayesianGaussianMixture:
-    """The same model on points, as scikit-learn writes it."""
-    components = prior.components
-    return BayesianGaussianMixture(
-        n_components=prior.weights.concentration.shape[0],
-        weight_concentration_prior_type="dirichlet_distribution",
-        weight_concentration_prior=float(prior.weights.concentration[0]),
-        mean_precision_prior=float(components.mean_precision[0]),
-        mean_prior=components.mean[0].double().cpu().numpy(),
-        degrees_of_freedom_prior=float(components.dof[0]),
-        covariance_prior=components.scale[0].double().cpu().numpy(),
-        reg_covar=0.0,
-        max_iter=max_iter,
-        random_state=seed,
-    )
+def _cluster(points: Tensor, n_clusters: int, seed: int) -> Tensor:
+    """Labels of shape (n_rows,)."""
+    kmeans = KMeans(n_clusters, n_init=1, random_state=np.random.RandomState(seed))
+    with warnings.catch_warnings():
+        # There may be fewer points than clusters that differ.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        labels = kmeans.fit(points.cpu().numpy()).labels_
+    return torch.as_tensor(labels, dtype=torch.long, device=points.device)
+
+
+def _fit_points(
+    prior: MixturePrior, points: Tensor, labels: Tensor, max_iter: int
+) -> list[tuple[float, Tensor]]:
+    """Variational Bayes for mixtures of points, from labels (n_rows, n_starts).
+
+    What comes is the bound of each start and its responsibilities (n_rows, n_components). All
+    starts are computed together, with their components side by side, until they have converged.
+    """
+    n_starts, n_components = labels.shape[1], prior.weights.concentration.shape[0]
+    products = points.unsqueeze(-1) * points.unsqueeze(-2)
+    responsibilities = torch.nn.functional.one_hot(labels, n_components).to(points.dtype)
+    bounds = points.new_full((n_starts,), -math.inf)
+    left = torch.arange(n_starts, device=points.device)
+    for _ in range(max_iter):
+        copies = prior.select(torch.arange(n_components, device=points.device).repeat(len(left)))
+        counts, *stats = mixture_stats(responsibilities[:, left].flatten(1), points, products)
+        weights = DirichletParams(prior.weights.concentration + counts.view(-1, n_components))
+        components = natural_step(_NIW, copies.components, NIWNatural(*stats), 1.0)
+        log_weights = _DIRICHLET.standard_expected_stats(weights).log_probabilities.flatten()
+        params = (log_weights, *_NIW.standard_expected_stats(components))
+        joint = log_joint(params, points, products).view(len(points), -1, n_components)
+        evidence = joint.logsumexp(-1, keepdim=True)
+        responsibilities[:, left] = (joint - evidence).exp()
+        divergence = _NIW.standard_kl(components, copies.components).view(-1, n_components)
+        divergence = divergence.sum(-1) + _DIRICHLET.standard_kl(weights, prior.weights)
+        bound = evidence.sum((0, 2)) - divergence
+        going_on = bound - bounds[left] >= _POINTS_TOL
+        bounds[left] = bound
+        left = left[going_on]
+        if not len(left):
+            break
+    return list(zip(bounds.tolist(), responsibilities.unbind(1), strict=True))
 
 
 def _as_posterior(potentials: Potentials, responsibilities: Tensor) -> Posterior:

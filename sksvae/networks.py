@@ -25,6 +25,16 @@ _NEAR_ZERO = 1e-2  # factor on the last layer of the nonlinear part at the start
 _LOG_PRECISION_BOUND = 30.0  # exp(+-30) stays far from overflow in float32, even when squared
 
 
+class _Linear(nn.Linear):
+    """Without first weights, which `MLP.reset` draws.
+
+    `torch.nn.utils.skip_init` would do, but imports half a second's worth of modules.
+    """
+
+    def reset_parameters(self) -> None:
+        pass
+
+
 class MLP(nn.Module):
     """Hidden layers and a linear output without bias; zero if there are no hidden layers.
 
@@ -65,13 +75,10 @@ class MLP(nn.Module):
         self.activation = ACTIVATIONS[activation]
         self.gain = 2.0 if activation == "logistic" else 6.0  # as in MLPRegressor
         self.hidden = nn.ModuleList(
-            nn.utils.skip_init(nn.Linear, n_in, n_out, dtype=dtype)
-            for n_in, n_out in itertools.pairwise(sizes)
+            _Linear(n_in, n_out, dtype=dtype) for n_in, n_out in itertools.pairwise(sizes)
         )
         self.output = (
-            nn.utils.skip_init(nn.Linear, sizes[-1], n_outputs, bias=False, dtype=dtype)
-            if hidden_layer_sizes
-            else None
+            _Linear(sizes[-1], n_outputs, bias=False, dtype=dtype) if hidden_layer_sizes else None
         )
 
     def forward(self, x: Tensor) -> Tensor:

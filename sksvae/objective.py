@@ -45,7 +45,9 @@ class Rows(NamedTuple):
 
     def take(self, rows: Tensor | slice) -> "Rows":
         """Select rows by index."""
-        return Rows(self.observed[rows], self.encoded[rows])
+        observed = self.observed[rows]
+        # Both are one where the domain is real-valued.
+        return Rows(observed, observed if self.encoded is self.observed else self.encoded[rows])
 
     def subset(self, rows: Tensor) -> "Rows":
         """Some of the rows, held where these are: here, in memory."""

@@ -270,6 +270,35 @@ def test_search_depends_on_the_random_state_only():
     assert torch.equal(torch.random.get_rng_state(), before[1])
 
 
+def test_starts_are_those_of_bayesian_gaussian_mixture(monkeypatch):
+    """From the same clusters, on points: the same fixed point, one start at a time or together."""
+    monkeypatch.setattr(initialization, "_POINTS_TOL", 1e-12)
+    z, _ = points_of(200, spread=3.0)
+    prior, seeds = prior_of(5), range(4)
+    labels = torch.stack([initialization._cluster(z, 5, seed) for seed in seeds], 1)
+    together = initialization._fit_points(prior, z, labels, 3000)
+    for seed, (bound, responsibilities) in zip(seeds, together, strict=True):
+        twin = sklearn_twin(prior, random_state=seed).fit(z.numpy())
+        np.testing.assert_allclose(responsibilities, twin.predict_proba(z.numpy()), atol=1e-5)
+        ((alone, same),) = initialization._fit_points(prior, z, labels[:, [seed]], 3000)
+        assert bound == pytest.approx(alone, abs=1e-8)
+        torch.testing.assert_close(responsibilities, same, rtol=0, atol=1e-5)
+        # The bound of the exact inference with potentials that leave no doubt about z.
+        model = model_from_labels(prior, z, responsibilities)
+        exact = fit_mixture(model, potentials_at(z, 1e10), SETTINGS, max_iter=1, tol=0.0)
+        assert bound == pytest.approx(len(z) * exact, abs=1e-3)
+    assert len({round(bound, 3) for bound, _ in together}) > 1
+
+
+@pytest.mark.parametrize("n_starts", [1, 3])
+def test_how_many_starts_are_computed_together_does_not_matter(monkeypatch, n_starts):
+    z, _ = points_of(120, spread=2.0)
+    want = search(z, n_components=6, n_starts=n_starts).state()
+    monkeypatch.setattr(initialization, "_AT_ONCE", 1)
+    got = search(z, n_components=6, n_starts=n_starts).state()
+    torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-8)
+
+
 def test_more_starts_find_a_better_bound():
     z, _ = points_of(240, n_clusters=12, spread=7.0)
     prior = prior_of(12, concentration=1.0)

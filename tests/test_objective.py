@@ -311,4 +311,6 @@ def test_rows_can_be_taken_and_counted():
     assert len(rows) == 5
     assert len(taken) == 2
     assert torch.equal(taken.observed, rows.observed[[3, 1]])
+    assert torch.equal(taken.encoded, rows.encoded[[3, 1]])
     assert torch.equal(rows.take(slice(1, 3)).encoded, rows.encoded[1:3])
+    assert torch.equal(Rows(rows.encoded, rows.encoded).take(slice(1, 3))[1], rows.encoded[1:3])

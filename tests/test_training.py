@@ -12,7 +12,7 @@ from sksvae.graphical import StandardNormalModel
 from sksvae.inference import FixedPointSettings
 from sksvae.likelihoods.gaussian import GaussianLikelihood
 from sksvae.objective import Rows
-from sksvae.training import run_training
+from sksvae.training import EpochRecord, run_training
 
 from .models import (
     LATENT_DIM,
@@ -328,6 +328,26 @@ def test_natural_steps_are_smaller_for_a_larger_data_set_and_never_above_one(mon
         trainer.pass_over(numbered_rows(40))
         assert sum(book.sizes) == pytest.approx(want)
         assert max(book.sizes) <= 1.0
+
+
+def test_states_of_adam_and_networks_stay_as_they_are():
+    trainer = make_trainer(linear_model(mixture(2))[0], 20)
+    rows = numbered_rows(20)
+    trainer.pass_over(rows)
+    states = [
+        trainer.copied_networks(),
+        *(slot for _, slot in sorted(trainer.adam.state_dict()["state"].items())),
+    ]
+    before = [{name: value.clone() for name, value in state.items()} for state in states]
+    trainer.pass_over(rows)
+    for state, want in zip(states, before, strict=True):
+        assert all(torch.equal(state[name], value) for name, value in want.items())
+    assert not torch.equal(states[0]["encoder.skip"], trainer.model.state_dict()["encoder.skip"])
+
+
+def test_values_of_a_record_are_its_fields_in_order():
+    record = EpochRecord(1.0, 2.0, 3.0, 4.0, 5.0).shifted(10.0)
+    assert record.values() == dataclasses.astuple(record) == (11.0, 12.0, 3.0, 4.0, 15.0)
 
 
 def test_adam_takes_the_steps_of_torch_and_reads_its_state():

@@ -1,14 +1,12 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """What a fit needs to go on from the end of an epoch: kept in memory, and in a file."""
 
-import copy
 import hashlib
 import os
 import pickle
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -90,13 +88,13 @@ class Keeper:
             "random_state": self._random_state,
             # Steps replace tensors of q(theta), and change all others.
             "graphical": trainer.model.graphical.state(),
-            "networks": copy.deepcopy(dict(trainer.model.state_dict())),
-            "adam": copy.deepcopy(trainer.adam.state_dict()),
+            "networks": trainer.copied_networks(),
+            "adam": trainer.adam.state_dict(),
             "generator": trainer.generator.get_state(),
             "memory": None if states is None else states.clone(),
             "moves": self.moves.state(),
             "progress": self.progress.state(),
-            "history": [astuple(record) for record in self.history],
+            "history": [record.values() for record in self.history],
         }
         self.file.write(self.state, at_once)
 

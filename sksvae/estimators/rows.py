@@ -15,7 +15,7 @@ from torch import Tensor
 from sksvae.estimators.base import BaseSVAE
 from sksvae.estimators.fitted import CHUNK, normal_points
 from sksvae.estimators.scaling import Scaling
-from sksvae.estimators.validation import unchanged_on_error
+from sksvae.estimators.validation import check_one_table, unchanged_on_error
 from sksvae.importance import importance_bound
 from sksvae.likelihoods.base import Likelihood
 from sksvae.objective import Rows, StructuredVAE
@@ -97,6 +97,10 @@ class RowSVAE(BaseSVAE, metaclass=ABCMeta):
         return self
 
     # ---- pieces of a fit ----
+
+    def _validated(self, X, reset: bool, **options) -> np.ndarray:
+        check_one_table(X)
+        return super()._validated(X, reset, **options)
 
     def _check_training_data(self, X, reset: bool) -> tuple[np.ndarray, Likelihood]:
         likelihood = self._checked_likelihood(reset)

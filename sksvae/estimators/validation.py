@@ -194,6 +194,42 @@ def checked_covariance(value: object, dim: int, name: str) -> np.ndarray:
     return matrix
 
 
+def check_one_table(X: object) -> None:
+    """Make sure that what is to be a table of rows is not a list of tables.
+
+    Parameters
+    ----------
+    X : object
+        The argument.
+
+    Raises
+    ------
+    ValueError
+        If it is a list or tuple whose first item is an array with two axes.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sksvae.estimators.validation import check_one_table
+    >>> check_one_table([[1.0, 2.0], [3.0, 4.0]])
+    >>> try:
+    ...     check_one_table([np.zeros((3, 2)), np.zeros((4, 2))])
+    ... except ValueError as error:
+    ...     print(str(error).split(", ", 2)[2].split(":")[0])
+    got a list of 2 arrays of shapes (3, 2), (4, 2)
+    """
+    if not isinstance(X, list | tuple) or not X or getattr(X[0], "ndim", None) != 2:
+        return
+    shapes = [str(tuple(np.shape(table))) for table in X[:3]]
+    if len(X) > len(shapes):
+        shapes.append("...")
+    raise ValueError(
+        f"X must be one table of shape (n_samples, n_features), got a {type(X).__name__} of "
+        f"{len(X)} arrays of shapes {', '.join(shapes)}: np.concatenate(X) stacks tables of "
+        "independent rows; SVAELinearDynamics and SVAESwitchingLDS take a list of sequences."
+    )
+
+
 def checked_states(value: object, n_states: int, n_samples: int, n_sequences: int) -> np.ndarray:
     """States of sequences.
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sksvae.expfam.dirichlet import Dirichlet, DirichletNatural, DirichletParams
+from sksvae.expfam.dirichlet import Dirichlet, DirichletParams
 from sksvae.expfam.mniw import MNIW, MNIWNatural, MNIWParams
 from sksvae.expfam.niw import NIW, NIWParams, drop_column_axes, lift_column_axes
 from sksvae.expfam.numerics import symmetrize
@@ -63,18 +63,70 @@ def natural_step(
     DirichletParams(concentration=tensor([0.5000, 1.7500]))
     """
     if isinstance(family, Dirichlet):
-        return _dirichlet_step(standard, tangent, step_size)
+        return _dirichlet_step(standard, tangent.concentration, step_size)
     if isinstance(family, NIW):
-        start = MNIWParams(*lift_column_axes(standard))
-        direction = MNIWNatural(*lift_column_axes(tangent))
-        return NIWParams(*drop_column_axes(_mniw_step(start, direction, step_size)))
-    return _mniw_step(standard, tangent, step_size)
+        start, direction = lift_column_axes(standard), lift_column_axes(tangent)
+        moved = natural_step(MNIW(), MNIWParams(*start), MNIWNatural(*direction), step_size)
+        return NIWParams(*drop_column_axes(moved))
+    return _mniw_step(standard, _centred(standard.mean, tangent), step_size)
+
+
+def step_towards(
+    family: Dirichlet | NIW | MNIW, standard: Any, target: Any, step_size: float
+) -> Any:
+    """Move towards natural parameters, halving the step where it is too long.
+
+    This is `natural_step` along ``target - eta``, which needs no natural parameters ``eta``.
+
+    Parameters
+    ----------
+    family : Dirichlet, NIW or MNIW
+        The family of the distribution.
+    standard : DirichletParams, NIWParams or MNIWParams
+        Where the step starts.
+    target : DirichletNatural, NIWNatural or MNIWNatural
+        Where a step of size one ends, such as ``eta_0 + total_stats`` in a conjugate model; it need
+        not be in the domain.
+    step_size : float
+        Length ``rho`` of the step.
+
+    Returns
+    -------
+    DirichletParams, NIWParams or MNIWParams
+        Standard parameters after the step, inside the domain.
+
+    Raises
+    ------
+    ValueError
+        If no step, however short, stays in the domain.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sksvae.expfam import Dirichlet, DirichletNatural, DirichletParams
+    >>> from sksvae.expfam.natural_step import step_towards
+    >>> start = DirichletParams(torch.tensor([1.0, 1.0]))
+    >>> step_towards(Dirichlet(), start, DirichletNatural(torch.tensor([3.0, 2.0])), 0.5)
+    DirichletParams(concentration=tensor([2.0000, 1.5000]))
+    """
+    if isinstance(family, Dirichlet):
+        start = standard.concentration
+        return _dirichlet_step(standard, target.concentration - start, step_size)
+    if isinstance(family, NIW):
+        start, end = lift_column_axes(standard), lift_column_axes(target)
+        moved = step_towards(MNIW(), MNIWParams(*start), MNIWNatural(*end), step_size)
+        return NIWParams(*drop_column_axes(moved))
+    scale, mean, column_precision, dof = standard
+    end_scale, cross, end_column, end_count = _centred(mean, target)
+    d_dof = end_count - (dof + (sum(mean.shape[-2:]) + 1))
+    direction = MNIWParams(end_scale - scale, cross, end_column - column_precision, d_dof)
+    return _mniw_step(standard, direction, step_size)
 
 
 def _dirichlet_step(
-    standard: DirichletParams, tangent: DirichletNatural, step_size: float
+    standard: DirichletParams, direction: Tensor, step_size: float
 ) -> DirichletParams:
-    start, direction = standard.concentration, tangent.concentration
+    start = standard.concentration
     rho = start.new_full((*start.shape[:-1], 1), step_size)
     for _ in range(_MAX_HALVINGS):
         moved = start + rho * direction
@@ -85,18 +137,23 @@ def _dirichlet_step(
     raise _no_step("a Dirichlet")
 
 
-def _mniw_step(standard: MNIWParams, tangent: MNIWNatural, step_size: float) -> MNIWParams:
-    """Step in coordinates centred at the current ``M``, where no large terms cancel.
+def _centred(mean: Tensor, natural: MNIWNatural) -> MNIWParams:
+    """Natural parameters of ``X - M`` instead of ``X``, up to the factors ``(-2, 1, -2, 2)``.
 
-    For ``X - M`` the natural parameters are ``(-S/2, 0, -V/2, .)``, and the map from those of
-    ``X`` is linear, so it applies to the tangent.
+    Those of a distribution with mean ``M`` are ``(S, 0, V, nu + n + m + 1)``: no large terms that
+    cancel. The map is linear and applies to tangents as well.
     """
+    precision, precision_mean, quadratic, count = natural
+    column = -2.0 * quadratic
+    # Up to its antisymmetric part: -2 eta1 - eta2 M' - M eta2' + M V M'.
+    scale = -2.0 * (precision + (precision_mean + mean @ quadratic) @ mean.mT)
+    return MNIWParams(scale, precision_mean - mean @ column, column, 2.0 * count)
+
+
+def _mniw_step(standard: MNIWParams, direction: MNIWParams, step_size: float) -> MNIWParams:
+    """Step in coordinates centred at the current ``M``, see `_centred`."""
     scale, mean, column_precision, dof = standard
-    d_precision, d_precision_mean, d_quadratic, d_count = tangent
-    d_column = -2.0 * d_quadratic
-    d_cross = d_precision_mean - mean @ d_column
-    # Up to its antisymmetric part: -2 d_eta1 - d_eta2 M' - M d_eta2' + M dV M'.
-    d_scale = -2.0 * (d_precision + (d_precision_mean + mean @ d_quadratic) @ mean.mT)
+    d_scale, d_cross, d_column, d_dof = direction
     rho = torch.full_like(dof, step_size)
     for _ in range(_MAX_HALVINGS):
         rho_matrix = rho[..., None, None]
@@ -105,7 +162,7 @@ def _mniw_step(standard: MNIWParams, tangent: MNIWNatural, step_size: float) -> 
         cross = rho_matrix * d_cross
         whitened = torch.linalg.solve_triangular(column_factor, cross.mT, upper=False)
         new_scale = symmetrize(scale + rho_matrix * d_scale - whitened.mT @ whitened)
-        new_dof = dof + 2.0 * rho * d_count
+        new_dof = dof + rho * d_dof
         scale_factor, scale_info = torch.linalg.cholesky_ex(new_scale)
         # LAPACK reports NaN but lets an infinite pivot through.
         finite = _trace(column_factor) + _trace(scale_factor) + new_dof < math.inf

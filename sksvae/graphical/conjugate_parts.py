@@ -3,12 +3,14 @@
 
 from collections.abc import Sequence
 from functools import cached_property
+from operator import add
 from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
 
 from sksvae.expfam import MNIW, NIW, Dirichlet, natural_step
+from sksvae.expfam.natural_step import step_towards
 from sksvae.graphical.api import ConjugateModel, PosteriorT
 
 
@@ -67,12 +69,12 @@ class ConjugateParts(ConjugateModel[PosteriorT]):
     def natural_step(self, gradient: Sequence[Tensor], step_size: float) -> None:
         """Step along ``gradient + eta_0 - eta``; size 1 is a coordinate update of [J]."""
         parts = zip(
-            self.families, self._split(gradient), self._natural_prior, self.posterior, strict=True
+            self.families, self.posterior, self._natural_prior, self._split(gradient), strict=True
         )
         self.posterior = self.parameters_type(
             *(
-                natural_step(family, q, _tangent(family, grad, prior, q), step_size)
-                for family, grad, prior, q in parts
+                step_towards(family, q, family.natural_type(*map(add, prior, grad)), step_size)
+                for family, q, prior, grad in parts
             )
         )
 
@@ -117,14 +119,3 @@ class ConjugateParts(ConjugateModel[PosteriorT]):
             return cls.parameters_type(*parts)
 
         return cls(read("prior"), read("posterior"))
-
-
-def _tangent(
-    family: Dirichlet | NIW | MNIW,
-    gradient: Sequence[Tensor],
-    prior: Sequence[Tensor],
-    standard: Any,
-) -> tuple[Tensor, ...]:
-    natural = family.to_natural(standard)
-    fields = zip(gradient, prior, natural, strict=True)
-    return family.natural_type(*(g + p - q for g, p, q in fields))

@@ -4,7 +4,8 @@
 import math
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import Any, NamedTuple
+from operator import add
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from sksvae.expfam import (
     NIWParams,
     natural_step,
 )
+from sksvae.expfam.natural_step import step_towards
 from sksvae.expfam.numerics import log_det, symmetrize
 from sksvae.graphical.api import GraphicalModel, Posterior, Potentials
 from sksvae.graphical.mixture_prior import MixturePrior
@@ -33,7 +35,6 @@ from sksvae.inference import (
 _LOG_2PI = math.log(2 * math.pi)
 _NIW = NIW()
 _DIRICHLET = Dirichlet()
-_FAMILIES: tuple[Any, ...] = (_DIRICHLET, _NIW)
 
 
 class _Coupling(NamedTuple):
@@ -41,54 +42,43 @@ class _Coupling(NamedTuple):
 
     constant: Tensor  # c, (K,)
     precision_mean: Tensor  # h, (K, D)
-    precision: Tensor  # J, (K, D, D)
+    precision: Tensor  # J, (K, D * D)
 
     @classmethod
     def from_params(cls, params: tuple[Tensor, ...]) -> "_Coupling":
         log_weights, precision, precision_mean, quadratic, log_det_precision = params
         dim = precision.shape[-1]
         constant = log_weights + 0.5 * (log_det_precision - quadratic - dim * _LOG_2PI)
-        return cls(constant, precision_mean, symmetrize(precision))
+        return cls(constant, precision_mean, symmetrize(precision).flatten(1))
 
     def to_gaussian(self, weights: Tensor) -> tuple[Tensor, Tensor]:
         """``Theta' mu_k``: what q(k) adds to the natural parameters of q(z)."""
-        added = (weights @ self.precision.flatten(1)).unflatten(-1, self.precision.shape[1:])
-        return weights @ self.precision_mean, added
+        h = weights @ self.precision_mean
+        return h, (weights @ self.precision).view(*h.shape, h.shape[-1])
 
-    def linear(self, mean: Tensor, second_moment: Tensor) -> Tensor:
-        """``Theta mu_z``: ``h_k'E[z] - tr(J_k E[zz'])/2``, without the constants."""
-        quadratic = second_moment.flatten(1) @ self.precision.flatten(1).mT
-        return torch.addmm(quadratic, mean, self.precision_mean.mT, beta=-0.5)
-
-    def logits(self, moments: GaussianMoments) -> Tensor:
-        """``omega_k``, of shape (n_rows, K)."""
-        return self.constant + self.linear(moments.mean, moments.second_moment)
+    def logits(self, mean: Tensor, second_moment: Tensor) -> Tensor:
+        """``omega_k``, that is ``c_k + h_k'E[z] - tr(J_k E[zz'])/2``, of shape (n_rows, K)."""
+        linear = torch.addmm(self.constant, mean, self.precision_mean.mT)
+        return torch.addmm(linear, second_moment.flatten(1), self.precision.mT, alpha=-0.5)
 
 
-class _Evidence(NamedTuple):
-    """Natural parameters of the potentials, with whole matrices."""
-
-    precision_mean: Tensor
-    precision: Tensor
-
-    @classmethod
-    def from_potentials(cls, potentials: Potentials) -> "_Evidence":
-        return cls(potentials.precision_mean, torch.diag_embed(potentials.precision))
-
-    def posterior(self, added: tuple[Tensor, Tensor]) -> GaussianMoments:
-        """``q(z)`` given what q(k) adds, see `_Coupling.to_gaussian`."""
-        h, J = added
-        return gaussian_moments(self.precision_mean + h, self.precision + J)
+def _moments(potentials: Potentials, added: tuple[Tensor, Tensor]) -> GaussianMoments:
+    """``q(z)`` given what q(k) adds, see `_Coupling.to_gaussian`."""
+    h, J = added
+    return gaussian_moments(
+        potentials.precision_mean + h, torch.diag_embed(potentials.precision) + J
+    )
 
 
 def _block_update(
-    evidence: _Evidence, coupling: _Coupling
+    potentials: Potentials, coupling: _Coupling
 ) -> Callable[[Tensor, Tensor | None], Tensor]:
     """One round for all rows or some: q(z) given q(k), then q(k) given q(z)."""
 
     def update(point: Tensor, rows: Tensor | None = None) -> Tensor:
-        given = evidence if rows is None else _Evidence(*(field[rows] for field in evidence))
-        return coupling.logits(given.posterior(coupling.to_gaussian(point))).softmax(-1)
+        given = potentials if rows is None else Potentials(*(field[rows] for field in potentials))
+        moments = _moments(given, coupling.to_gaussian(point))
+        return coupling.logits(moments.mean, moments.second_moment).softmax(-1)
 
     return update
 
@@ -140,21 +130,20 @@ class GaussianMixtureModel(GraphicalModel):
     ) -> Posterior:
         """Mean field ``q(z) q(k)`` of each row, see `sksvae.inference.mean_field`."""
         coupling = _Coupling.from_params(params)
-        evidence = _Evidence.from_potentials(potentials)
         differentiate = self.n_components > 1 and torch.is_grad_enabled()
         if differentiate and settings.gradient == "unrolled":
-            update = _block_update(evidence, coupling)
-            point, end = _unrolled(update, self._start(evidence, coupling), settings)
+            update = _block_update(potentials, coupling)
+            point, end = _unrolled(update, self._start(potentials, coupling), settings)
         else:
-            end = self._fixed_point(evidence, coupling, settings)
+            end = self._fixed_point(potentials, coupling, settings)
             point = end.point
             if differentiate:
-                moments = evidence.posterior(coupling.to_gaussian(point))
+                moments = _moments(potentials, coupling.to_gaussian(point))
                 fisher, curvature = _adjoint_operators(coupling, moments, point)
-                following = coupling.logits(moments).softmax(-1)
+                following = coupling.logits(moments.mean, moments.second_moment).softmax(-1)
                 point = attach_implicit_gradient(following, end, fisher, curvature, settings)
         added = coupling.to_gaussian(point)
-        moments = evidence.posterior(added)
+        moments = _moments(potentials, added)
         return Posterior(
             mean=moments.mean,
             covariance=moments.covariance,
@@ -182,17 +171,16 @@ class GaussianMixtureModel(GraphicalModel):
             Without a gradient.
         """
         coupling = _Coupling.from_params(self.expected_params())
-        evidence = _Evidence.from_potentials(potentials)
-        return self._fixed_point(evidence, coupling, settings).point
+        return self._fixed_point(potentials, coupling, settings).point
 
     @torch.no_grad()
     def _fixed_point(
-        self, evidence: _Evidence, coupling: _Coupling, settings: FixedPointSettings
+        self, potentials: Potentials, coupling: _Coupling, settings: FixedPointSettings
     ) -> FixedPoint:
         if self.n_components == 1:
-            return _sure(evidence.precision_mean)
-        update = _block_update(evidence, coupling)
-        start = self._start(evidence, coupling)
+            return _sure(potentials.precision_mean)
+        update = _block_update(potentials, coupling)
+        start = self._start(potentials, coupling)
         return solve_fixed_point(update, start, settings.max_updates, settings.tol)
 
     def expected_log_joint(self, posterior: Posterior) -> Tensor:
@@ -209,11 +197,10 @@ class GaussianMixtureModel(GraphicalModel):
             Expectation over q(z) and q(theta), without a gradient.
         """
         with torch.no_grad():
-            coupling = _Coupling.from_params(self.expected_params())
-            return coupling.constant + coupling.linear(posterior.mean, posterior.second_moment)
+            return log_joint(self.expected_params(), posterior.mean, posterior.second_moment)
 
     @torch.no_grad()
-    def _start(self, evidence: _Evidence, coupling: _Coupling) -> Tensor:
+    def _start(self, potentials: Potentials, coupling: _Coupling) -> Tensor:
         """First q(k): the evidence of z under one Gaussian with the moments of the mixture.
 
         It needs one factorisation per row and, unlike a start from the potentials alone, stays
@@ -225,8 +212,8 @@ class GaussianMixtureModel(GraphicalModel):
         covariance = (weights @ covariances.flatten(1)).view_as(covariances[0])
         covariance = covariance + (weights[:, None] * deviation).mT @ deviation
         precision = torch.cholesky_inverse(torch.linalg.cholesky(covariance))
-        moments = evidence.posterior((precision @ mean, precision))
-        return coupling.logits(moments).softmax(-1)
+        moments = _moments(potentials, (precision @ mean, precision))
+        return coupling.logits(moments.mean, moments.second_moment).softmax(-1)
 
     def point_parameters(self) -> tuple[Tensor, Tensor, Tensor]:
         """Point estimates of the parameters, as `BayesianGaussianMixture` reports them.
@@ -252,19 +239,12 @@ class GaussianMixtureModel(GraphicalModel):
 
     def natural_step(self, gradient: Sequence[Tensor], step_size: float) -> None:
         """Step along ``gradient + eta_0 - eta``; size 1 is a coordinate update of [J]."""
-        weights, components = (
-            tuple(g + p - q for g, p, q in zip(grad, prior, family.to_natural(post), strict=True))
-            for family, grad, prior, post in zip(
-                _FAMILIES,
-                (gradient[:1], gradient[1:]),
-                self._natural_prior,
-                self.posterior,
-                strict=True,
-            )
-        )
+        weights, components = self._natural_prior
+        to_weights = DirichletNatural(*map(add, weights, gradient[:1]))
+        to_components = NIWNatural(*map(add, components, gradient[1:]))
         self.posterior = MixturePrior(
-            natural_step(_DIRICHLET, self.posterior.weights, DirichletNatural(*weights), step_size),
-            natural_step(_NIW, self.posterior.components, NIWNatural(*components), step_size),
+            step_towards(_DIRICHLET, self.posterior.weights, to_weights, step_size),
+            step_towards(_NIW, self.posterior.components, to_components, step_size),
         )
 
     def total_stats(self, posterior: Posterior) -> tuple[Tensor, ...]:
@@ -407,6 +387,35 @@ def mixture_stats(weights: Tensor, mean: Tensor, second_moment: Tensor) -> tuple
     return counts, -0.5 * products, weights.mT @ mean, -0.5 * counts, 0.5 * counts
 
 
+def log_joint(params: tuple[Tensor, ...], mean: Tensor, second_moment: Tensor) -> Tensor:
+    """``E[log pi_k N(z | mu_k, Sigma_k)]`` over q(theta) and a distribution of z.
+
+    Parameters
+    ----------
+    params : tuple of Tensor
+        As from `GaussianMixtureModel.expected_params`.
+    mean : Tensor of shape (n_rows, latent_dim)
+        ``E[z]``.
+    second_moment : Tensor of shape (n_rows, latent_dim, latent_dim)
+        ``E[zz']``.
+
+    Returns
+    -------
+    Tensor of shape (n_rows, n_components)
+        For each row and component.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sksvae.graphical.mixture import log_joint
+    >>> one = torch.ones(1)
+    >>> standard = torch.zeros(1), torch.eye(1)[None], torch.zeros(1, 1), 0 * one, 0 * one
+    >>> log_joint(standard, torch.zeros(1, 1), torch.zeros(1, 1, 1))  # -log(2 pi) / 2
+    tensor([[-0.9189]])
+    """
+    return _Coupling.from_params(params).logits(mean, second_moment)
+
+
 def _unrolled(update, start: Tensor, settings: FixedPointSettings) -> tuple[Tensor, FixedPoint]:
     """Differentiate through all rounds, for as many as the slowest row needs."""
     end = solve_fixed_point(update, start, settings.max_updates, settings.tol)
@@ -432,24 +441,27 @@ def _adjoint_operators(coupling: _Coupling, moments: GaussianMoments, point: Ten
     A change ``(dh, dJ)`` of the natural parameters of q(z) moves its moments by
     ``dm = V (dh - dJ m)`` and ``dV = -V dJ V``.
     """
-    coupling = _Coupling(*(field.detach() for field in coupling))
+    # Without the constants its logits are linear.
+    theta = _Coupling(torch.zeros_like(coupling.constant), *(f.detach() for f in coupling[1:]))
     all_means, all_covariances = moments.mean.detach(), moments.covariance.detach()
 
     def fisher(v: Tensor, rows: Tensor | None) -> Tensor:
         weights = point if rows is None else point[rows]
         weighted = weights * v
-        return weighted - weights * weighted.sum(-1, keepdim=True)
+        return torch.addcmul(weighted, weights, weighted.sum(-1, keepdim=True), value=-1.0)
 
     def curvature(v: Tensor, rows: Tensor | None) -> Tensor:
         mean, covariance = all_means, all_covariances
         if rows is not None:
             mean, covariance = mean[rows], covariance[rows]
-        d_h, d_J = coupling.to_gaussian(v)
+        d_h, d_J = theta.to_gaussian(v)
         column = mean.unsqueeze(-1)
-        d_mean = covariance @ (d_h.unsqueeze(-1) - d_J @ column)
+        d_mean = covariance @ torch.baddbmm(d_h.unsqueeze(-1), d_J, column, alpha=-1.0)
         # Not made symmetric, since it meets symmetric matrices only.
-        d_second = 2.0 * d_mean * column.mT - covariance @ d_J @ covariance
-        return coupling.linear(d_mean.squeeze(-1), d_second)
+        d_second = torch.baddbmm(
+            d_mean * column.mT, covariance @ d_J, covariance, beta=2.0, alpha=-1.0
+        )
+        return theta.logits(d_mean.squeeze(-1), d_second)
 
     return fisher, curvature
 
@@ -468,9 +480,11 @@ def _local_kl(
     """
     h, J = added
     mean, variance = moments.mean, moments.root.square().sum(-1)
-    slope = 0.5 * (J @ mean.unsqueeze(-1)).squeeze(-1) - h
-    gaussian = mean * slope - 0.5 * (potentials.precision * variance + _LOG_2PI)
+    column = mean.unsqueeze(-1)
+    slope = torch.baddbmm(h.unsqueeze(-1), J, column, beta=-1.0, alpha=0.5).squeeze(-1)
+    gaussian = torch.addcmul(mean * slope, potentials.precision, variance, value=-0.5)
     # 0 log 0 = 0, with a finite gradient.
     log_point = point.clamp_min(torch.finfo(point.dtype).tiny).log()
     discrete = point * (log_point - constant)
-    return gaussian.sum(-1) + discrete.sum(-1) + 0.5 * moments.log_det_precision
+    normalizer = 0.5 * (moments.log_det_precision - mean.shape[-1] * _LOG_2PI)
+    return gaussian.sum(-1) + discrete.sum(-1) + normalizer

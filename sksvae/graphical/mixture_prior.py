@@ -82,3 +82,24 @@ class MixturePrior(NamedTuple):
             DirichletParams(self.weights.concentration[components]),
             NIWParams(*(field[components] for field in self.components)),
         )
+
+    def double(self) -> "MixturePrior":
+        """Return the same in double precision.
+
+        Returns
+        -------
+        MixturePrior
+            A copy, unless it is in double precision already.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from sksvae.graphical import MixturePrior
+        >>> prior = MixturePrior.symmetric(2, 0.5, torch.zeros(1), 1.0, torch.eye(1), 1.0)
+        >>> prior.double().weights.concentration.dtype
+        torch.float64
+        """
+        return MixturePrior(
+            DirichletParams(self.weights.concentration.double()),
+            NIWParams(*(field.double() for field in self.components)),
+        )

@@ -49,7 +49,7 @@ class StandardNormalModel(GraphicalModel):
         r, R = potentials
         variance = 1.0 / (R + 1.0)
         mean = r * variance
-        kl = 0.5 * (variance + mean.square() - 1.0 - variance.log()).sum(-1)
+        kl = 0.5 * (torch.addcmul(variance - 1.0, mean, mean) - variance.log()).sum(-1)
         n_rows = r.shape[0]
         return Posterior(
             mean=mean,

@@ -173,9 +173,10 @@ class Likelihood(ABC):
         ValueError
             If `outputs` lacks the axis of length n_outputs.
         """
-        missing = torch.isnan(x)
-        if not missing.any():
+        # A sum is a number only if all of it is, and cheaper than to look at each.
+        if not torch.isnan(x.sum()):
             return self._log_density(x, outputs, params)
+        missing = torch.isnan(x)
         # Masking after the fact alone would leave NaN in the gradients, so missing entries first
         # get a value that is in every domain.
         log_density = self._log_density(x.masked_fill(missing, 1.0), outputs, params)

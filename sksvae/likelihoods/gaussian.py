@@ -115,7 +115,8 @@ def initial_log_variance(
 
 def normal_log_density(x: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
     """Return log N(x | mean, variance)."""
-    return -0.5 * (math.log(2 * math.pi) + variance.log() + (x - mean).square() / variance)
+    constant = -0.5 * (math.log(2 * math.pi) + variance.log())
+    return torch.addcmul(constant, (x - mean).square(), -0.5 / variance)
 
 
 def draw_normal(mean: Tensor, variance: Tensor, generator: torch.Generator | None) -> Tensor:

@@ -44,7 +44,10 @@ def saturate(value: Tensor, bound: float = LOG_BOUND, margin: float = LOG_MARGIN
     >>> saturate(torch.tensor([-1e30, -2.0, 35.0, 40.0]))
     tensor([-40.0000,  -2.0000,  35.0000,  37.5000])
     """
-    if (value.detach().abs() <= bound).all():
+    if not value.numel():
+        return value
+    least, largest = torch.aminmax(value.detach())
+    if -bound <= least and largest <= bound:
         return value
     inside = value.clamp(-bound, bound)
     excess = value - inside
@@ -73,10 +76,11 @@ def log_factorial(counts: Tensor) -> Tensor:
     tensor([1., 1., 6.])
     """
     size = counts.numel()
-    if not size or counts.max() >= size:
+    largest = float(counts.max()) if size else 0.0
+    if largest >= size:
         return torch.lgamma(counts + 1)
-    table = torch.arange(1, size + 1, dtype=counts.dtype, device=counts.device)
-    return table[: int(counts.max()) + 1].lgamma()[counts.long()]
+    table = torch.arange(1, int(largest) + 2, dtype=counts.dtype, device=counts.device).lgamma()
+    return table.take(counts.long())
 
 
 def feature_variances(working: Tensor | None, n_features: int, dtype: torch.dtype) -> Tensor:

@@ -41,6 +41,15 @@ BAD_TABLES = {
     "one row": (X[:1], r"1 sample\(s\) .*shape=\(1, 3\).* minimum of 2"),
     "1-D": (X[:, 0], "Expected 2D array, got 1D array.*reshape"),
     "3-D": (X[None], "dim 3"),
+    "list of tables": (
+        [X[:3], X[3:7]],
+        r"X must be one table .* list of 2 arrays of shapes \(3, 3\), \(4, 3\): "
+        r"np.concatenate\(X\) .* SVAELinearDynamics and SVAESwitchingLDS",
+    ),
+    "tuple of frames": (
+        tuple(pd.DataFrame(X[i : i + 2]) for i in range(5)),
+        r"tuple of 5 arrays of shapes \(2, 3\), \(2, 3\), \(2, 3\), \.\.\.: np.concatenate",
+    ),
     "scalar": (3.0, "Expected 2D array, got scalar"),
     "None": (None, "Expected 2D array, got scalar"),
     "complex": (X + 1j, "Complex data not supported"),
@@ -83,10 +92,19 @@ def test_sparse_tables_have_to_be_dense(Estimator, kind):
 @pytest.mark.parametrize(("Estimator", "reader"), READINGS)
 def test_tables_that_cannot_be_read(Estimator, reader):
     estimator = fitted(Estimator)
-    for name in ("empty", "1-D", "complex", "NaN", "infinite", "text"):
+    for name in ("empty", "1-D", "list of tables", "complex", "NaN", "infinite", "text"):
         table, message = BAD_TABLES[name]
         with pytest.raises(ValueError, match=re.compile(message.split(" minimum")[0], re.DOTALL)):
             getattr(estimator, reader)(table)
+
+
+@each_estimator
+def test_lists_of_rows_are_tables(Estimator):
+    want = quick(Estimator).fit(X)
+    for rows in (X.tolist(), [np.array(row) for row in X]):
+        got = quick(Estimator).fit(rows)
+        assert got.lower_bound_ == want.lower_bound_
+        np.testing.assert_array_equal(got.transform(rows), want.transform(X))
 
 
 def test_fewer_rows_than_components():

@@ -21,6 +21,7 @@ from sksvae.expfam import (
     NIWParams,
     natural_step,
 )
+from sksvae.expfam.natural_step import step_towards
 from sksvae.expfam.niw import drop_column_axes, lift_column_axes
 
 from .cases import (
@@ -334,6 +335,40 @@ def test_a_tangent_that_no_halving_makes_short_enough_is_an_error(name):
     tangent = family.natural_type(*(-1e30 * field for field in family.to_natural(standard)))
     with pytest.raises(ValueError, match="so long that no step"):
         natural_step(family, standard, tangent, 1.0)
+
+
+# Towards natural parameters ----------------------------------------------------------------------
+
+
+@every_family
+@every_batch
+@pytest.mark.parametrize("step_size", [0.0, 0.3, 1.0])
+def test_a_step_towards_parameters_ends_on_the_way_to_them(name, batch_shape, step_size):
+    family = EXPONENTIAL_FAMILIES[name]
+    standard = random_standard(name, batch_shape)
+    target = random_natural(name, batch_shape, seed=1)
+    got = step_towards(family, standard, target, step_size)
+    assert type(got) is family.standard_type
+    eta = family.to_natural(standard)
+    tangent = family.natural_type(*(b - a for a, b in zip(eta, target, strict=True)))
+    want = family.from_natural(moved_natural(family, standard, tangent, step_size))
+    assert_fields_close(got, want, 1e-10)
+
+
+@every_family
+def test_steps_towards_what_is_no_distribution_are_halved(name):
+    """As `natural_step` along the difference halves them."""
+    family = EXPONENTIAL_FAMILIES[name]
+    standard = random_standard(name, (3,))
+    eta = family.to_natural(standard)
+    target = family.natural_type(*(-2.0 * field for field in eta))
+    tangent = family.natural_type(*(b - a for a, b in zip(eta, target, strict=True)))
+    want = natural_step(family, standard, tangent, 1.0)
+    assert_fields_close(step_towards(family, standard, target, 1.0), want, 1e-10)
+    single = [type(fields)(*(f.float() for f in fields)) for fields in (standard, target)]
+    got = step_towards(family, *single, 1.0)
+    assert all(field.dtype == torch.float32 for field in got)
+    assert_fields_close(type(want)(*(field.double() for field in got)), want, 1e-4)
 
 
 # Helpers -----------------------------------------------------------------------------------------
