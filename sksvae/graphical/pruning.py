@@ -12,7 +12,6 @@ from sksvae.expfam import (
     DirichletNatural,
     DirichletParams,
     NIWNatural,
-    NIWParams,
     natural_step,
 )
 from sksvae.graphical.api import Posterior
@@ -164,10 +163,7 @@ class _Ledger(NamedTuple):
             posterior.second_moment,
         )
         responsibilities, logits, mean, second_moment = (f.detach().double() for f in fields)
-        prior = MixturePrior(
-            DirichletParams(model.prior.weights.concentration.double()),
-            NIWParams(*(field.double() for field in model.prior.components)),
-        )
+        prior = model.prior.double()
         total = mixture_stats(weight * responsibilities, mean, second_moment)
         significant = torch.finfo(posterior.mean.dtype).eps
         return cls(
