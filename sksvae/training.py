@@ -139,6 +139,8 @@ class Trainer:
         self.generator = generator
         self.process = current_process()
         self.networks = list(model.parameters())
+        # Steps change these tensors in place, and nothing puts others there.
+        self._state = model.state_dict()
         networks = [*model.encoder.parameters(), *model.decoder.parameters()]
         noise, rate = list(model.likelihood_params.parameters()), settings.learning_rate
         # Like an optimiser of torch for those who keep its state, but not derived from one.
@@ -146,7 +148,7 @@ class Trainer:
 
     def copied_networks(self) -> dict[str, Tensor]:
         """State of the networks that further steps do not change."""
-        return {name: value.clone() for name, value in self.model.state_dict().items()}
+        return {name: value.clone() for name, value in self._state.items()}
 
     def set_progress(self, fraction: float) -> None:
         """Set the learning rate for a point of training between 0 and 1."""
@@ -350,12 +352,12 @@ class Progress:
         return cls(plateau, None if validation is None else trainer.noise(validation))
 
     def state(self) -> dict[str, Any]:
-        """What `restore` needs, in tensors, numbers and lists that do not change any more."""
+        """What `restore` needs, in tensors, numbers, records and lists that change no more."""
         return {
             "recent": list(self.plateau.recent),
             "plateau": [self.plateau.best, self.plateau.without_change],
             "validation_noise": self.validation_noise,
-            "history": [record.values() for record in self.history],
+            "history": list(self.history),
             "best": self.best,
             "best_model": self.best_model,
             "converged": self.converged,
@@ -366,7 +368,7 @@ class Progress:
         self.plateau.recent = deque(state["recent"], self.plateau.n_iter_no_change)
         self.plateau.best, self.plateau.without_change = state["plateau"]
         self.validation_noise = state["validation_noise"]
-        self.history[:] = [EpochRecord(*values) for values in state["history"]]
+        self.history[:] = state["history"]
         self.best, self.best_model = state["best"], state["best_model"]
         self.converged = state["converged"]
 

@@ -94,7 +94,7 @@ class Keeper:
             "memory": None if states is None else states.clone(),
             "moves": self.moves.state(),
             "progress": self.progress.state(),
-            "history": [record.values() for record in self.history],
+            "history": list(self.history),
         }
         self.file.write(self.state, at_once)
 
@@ -109,7 +109,7 @@ class Keeper:
         if self.memory is not None:
             self.memory.states = moved["memory"]
         self.progress.restore(moved["progress"])
-        self.history[:] = [EpochRecord(*values) for values in state["history"]]
+        self.history[:] = state["history"]
         kind, keys, *rest = state["random_state"]
         self.random_state.set_state((kind, np.array(keys, np.uint32), *rest))
 
@@ -188,7 +188,8 @@ class Checkpoint:
                 )
         self.seeds, self.run = content["seeds"], content["run"]
         self.best = None if content["best"] is None else as_arrays(content["best"])
-        self._training = content["training"]
+        if content["training"] is not None:
+            self._training = _records_as(lambda values: EpochRecord(*values), content["training"])
 
     def take(self) -> dict[str, Any] | None:
         """State of the run to go on with, once; None if it has to begin."""
@@ -225,7 +226,7 @@ class Checkpoint:
             "seeds": self.seeds,
             "run": self.run,
             "best": None if self.best is None else as_tensors(_storable(self.best)),
-            "training": training,
+            "training": None if training is None else _records_as(EpochRecord.values, training),
         }
         # There is a whole file under the name at any time.
         handle, name = tempfile.mkstemp(
@@ -311,6 +312,16 @@ def model_arrays(saved: dict[str, Any]) -> ArrayState:
         f"{part}.{name}": value.numpy()
         for part in ("networks", "graphical")
         for name, value in saved[part].items()
+    }
+
+
+def _records_as(form: Callable[[Any], Any], state: dict[str, Any]) -> dict[str, Any]:
+    """Put the records of a state in another form: a file can only hold their numbers."""
+    progress = state["progress"]
+    return {
+        **state,
+        "history": [form(record) for record in state["history"]],
+        "progress": {**progress, "history": [form(record) for record in progress["history"]]},
     }
 
 
