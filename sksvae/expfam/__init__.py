@@ -20,7 +20,7 @@ from sksvae.expfam.natural_gradient import (
     kl_with_natural_gradient,
     natural_expected_stats,
 )
-from sksvae.expfam.natural_step import natural_step
+from sksvae.expfam.natural_step import natural_step, step_towards
 from sksvae.expfam.niw import NIW, NIWNatural, NIWParams, NIWSample, NIWStats
 
 EXPONENTIAL_FAMILIES: dict[str, ExponentialFamily] = {
@@ -60,4 +60,5 @@ __all__ = [
     "kl_with_natural_gradient",
     "natural_expected_stats",
     "natural_step",
+    "step_towards",
 ]

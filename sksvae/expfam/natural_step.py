@@ -103,8 +103,7 @@ def step_towards(
     Examples
     --------
     >>> import torch
-    >>> from sksvae.expfam import Dirichlet, DirichletNatural, DirichletParams
-    >>> from sksvae.expfam.natural_step import step_towards
+    >>> from sksvae.expfam import Dirichlet, DirichletNatural, DirichletParams, step_towards
     >>> start = DirichletParams(torch.tensor([1.0, 1.0]))
     >>> step_towards(Dirichlet(), start, DirichletNatural(torch.tensor([3.0, 2.0])), 0.5)
     DirichletParams(concentration=tensor([2.0000, 1.5000]))

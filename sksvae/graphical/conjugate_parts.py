@@ -9,8 +9,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from sksvae.expfam import MNIW, NIW, Dirichlet, natural_step
-from sksvae.expfam.natural_step import step_towards
+from sksvae.expfam import MNIW, NIW, Dirichlet, natural_step, step_towards
 from sksvae.graphical.api import ConjugateModel, PosteriorT
 
 

@@ -18,8 +18,8 @@ from sksvae.expfam import (
     NIWNatural,
     NIWParams,
     natural_step,
+    step_towards,
 )
-from sksvae.expfam.natural_step import step_towards
 from sksvae.expfam.numerics import log_det, symmetrize
 from sksvae.graphical.api import GraphicalModel, Posterior, Potentials
 from sksvae.graphical.mixture_prior import MixturePrior
