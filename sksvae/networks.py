@@ -85,9 +85,12 @@ class MLP(nn.Module):
         """Map (..., n_inputs) to (..., n_outputs)."""
         if self.output is None:
             return x.new_zeros(*x.shape[:-1], self.n_outputs)
+        # Of several leading axes a layer would return a view, and autograd would copy gradients of
+        # what is changed in place behind one.
+        hidden = x.reshape(-1, x.shape[-1])
         for layer in self.hidden:
-            x = self.activation(layer(x))
-        return self.output(x)
+            hidden = self.activation(layer(hidden))
+        return self.output(hidden).view(*x.shape[:-1], self.n_outputs)
 
     def reset(self, generator: torch.Generator) -> None:
         """Draw new weights: Glorot uniform, the last layer near zero."""

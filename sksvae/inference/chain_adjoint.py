@@ -35,6 +35,7 @@ from torch import Tensor
 
 from sksvae.inference.chain_blocks import BlockCotangents
 from sksvae.inference.elimination_orders import EliminationOrder, Factors, in_cache
+from sksvae.inference.stepping import thin_products
 
 
 class ChainResults(NamedTuple):
@@ -248,7 +249,8 @@ class _OwnCotangents(NamedTuple):
         left = torch.cat((*q, m + images[..., -2:-1]), -1).neg_()
         right = torch.cat((images[..., :-1].neg(), a), -1).mul_(0.5)
         # Small products of the same left factor at once.
-        own, g_couplings = (left @ torch.cat((right, following), -2).mT).split(K.shape[-2:], -1)
+        products = thin_products(left, torch.cat((right, following), -2).mT)
+        own, g_couplings = products.split(K.shape[-2:], -1)
         if self.half is not None or self.noise.shape[-1]:
             own = (transposed @ (self._core(steps) @ U)).add_(own)
         if self.g_inverse is not None:

@@ -17,6 +17,8 @@ from torch import Tensor
 # Numbers in a step up to which NumPy is faster although it adds products in a pass of its own: the
 # time of a sweep with it is 0.5 of torch's at 64, 0.8 at 1000 and 1.3 at 8000.
 _SMALL = 4096
+# The same in products of many matrices at once: the time is 0.2 of torch's at 128, 0.9 at 512.
+_SMALL_PRODUCT = 256
 
 
 def stepping(*tensors: Tensor) -> tuple[ModuleType, list[Any]]:
@@ -47,6 +49,36 @@ def stepping(*tensors: Tensor) -> tuple[ModuleType, list[Any]]:
     if all(tensor.device.type == "cpu" for tensor in tensors):
         return np, [tensor.numpy() for tensor in tensors]
     return torch, list(tensors)
+
+
+def thin_products(left: Tensor, right: Tensor) -> Tensor:
+    """Products of many small matrices with few columns and few rows.
+
+    Parameters
+    ----------
+    left : Tensor of shape (..., M, n)
+        First factors, without gradients.
+    right : Tensor of shape (..., n, N)
+        Second factors.
+
+    Returns
+    -------
+    Tensor of shape (..., M, N)
+        Products.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sksvae.inference.stepping import thin_products
+    >>> thin_products(torch.ones(4, 2, 1), torch.ones(4, 1, 3)).shape
+    torch.Size([4, 2, 3])
+    """
+    if left.shape[-2] * right.shape[-1] > _SMALL_PRODUCT:
+        return left @ right
+    product = left.new_empty(*left.shape[:-1], right.shape[-1])
+    module, (x, y, out) = stepping(left, right.contiguous(), product)
+    module.matmul(x, y, out=out)
+    return product
 
 
 class Products(NamedTuple):

@@ -93,6 +93,9 @@ class TwistedChains:
         self._roots, self._inverses = torch.empty(2, *flat, dim, dim, dtype=dtype)
         self._info = torch.zeros(flat, dtype=torch.int32)
         self._moments, self._products = moments.numpy(), products.numpy()
+        # What turns [V_n K'; m_n K'] into [K V_n K'; -m_n K'], so that one sum adds both.
+        self._turns = np.zeros((*flat, dim + 1, dim + 1), self._moments.dtype)
+        self._turns[..., dim, dim] = -1.0
         # LAPACK's order of a matrix is that of columns.
         self._block, self._eye = eye.repeat(size, 1, 1), eye.repeat(size, 1, 1).mT
         self._factor = torch.zeros_like(self._eye)
@@ -123,7 +126,9 @@ class TwistedChains:
         torch.bmm(self._roots.flatten(0, 1), transposed, out=self._inverses.flatten(0, 1))
         moments, dim = self._moments, self._roots.shape[-1]
         moments[..., :dim, :] = self._inverses.numpy()
-        moments[..., dim, :] = self._gains[..., dim, :].numpy()
+        gains = self._gains.numpy()
+        moments[..., dim, :] = gains[..., dim, :]
+        self._turns[..., :dim, :dim] = gains[..., :dim, :].swapaxes(-1, -2)
         self._substitute(moments, self._products)
         return True
 
@@ -153,16 +158,12 @@ class TwistedChains:
 
     def _substitute(self, moments: np.ndarray, products: np.ndarray) -> None:
         """Sweep from the middle to the ends, adding what comes from there to the moments."""
-        dim = moments.shape[-1]
-        gains = self._gains.numpy()[..., :dim, :]
-        transposed = gains.swapaxes(-1, -2)
-        change = np.empty_like(gains[0])
+        gains = self._gains.numpy()[..., :-1, :]
+        change = np.empty_like(moments[0])
         for s in range(self.n_stages - 2, -1, -1):
-            product = np.matmul(moments[s + 1], gains[s], out=products[s])
-            np.matmul(transposed[s], product[:, :dim], out=change)
-            moment = moments[s]
-            moment[:, :dim] += change
-            moment[:, dim] -= product[:, dim]
+            np.matmul(moments[s + 1], gains[s], out=products[s])
+            np.matmul(self._turns[s], products[s], out=change)
+            moments[s] += change
 
     def tangent(self, pivots: np.ndarray, sides: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Change of the moments of the last run, to first order.
@@ -185,7 +186,7 @@ class TwistedChains:
         shape, dim = pivots.shape, pivots.shape[-1]
         rates, sides = (x.reshape(self._whites.shape) for x in (pivots, sides))
         gains = self._gains.numpy()
-        gain = np.ascontiguousarray(gains[..., :dim, :].swapaxes(-1, -2))
+        gain = self._turns[..., :dim, :dim]
         known = _multiply(gains, sides[..., :dim, :].swapaxes(-1, -2))
         changed = np.empty_like(rates)  # (dK', dx') S
         for s in range(self.n_stages):
@@ -197,12 +198,12 @@ class TwistedChains:
                 left += known[s]
                 self._pass_on(left, rates[s + 1], s + 1)
         inverses = self._inverses.numpy()
-        g = _multiply(changed, inverses)
+        g = changed @ inverses
         moments, products = np.empty_like(rates), np.zeros_like(rates)
-        own = _multiply(_multiply(inverses, rates[..., :dim, :]), inverses)
+        own = inverses @ rates[..., :dim, :] @ inverses
         np.negative(own, out=moments[..., :dim, :])
         moments[..., dim, :] = g[..., dim, :]
-        images = _multiply(self._moments[1:], g[:-1, :, :dim])
+        images = self._moments[1:] @ g[:-1, :, :dim]
         half = _multiply(g[:-1, :, :dim].swapaxes(-1, -2), self._products[:-1, :, :dim])
         moments[:-1, :, :dim] += half
         moments[:-1, :, :dim] += half.swapaxes(-1, -2)
