@@ -247,3 +247,26 @@ def test_the_global_random_state_is_left_alone():
     encoder, decoder = make_encoder((8, 4)), make_decoder((8, 4), 2)
     decoder(encoder(normal(3, N_FEATURES))[0])
     assert torch.equal(before, torch.random.get_rng_state())
+
+
+# ---- leading axes ----
+
+
+def nodes(node):
+    """Names of all that a result was computed by."""
+    later = [nodes(following) for following, _ in node.next_functions if following is not None]
+    return {node.name()}.union(*later)
+
+
+@each_activation
+@pytest.mark.parametrize("shape", [*BATCH_SHAPES, (2, 1, 3), (0, 3)])
+def test_leading_axes_change_neither_values_nor_the_graph(shape, activation):
+    network = MLP(4, (5, 3), 2, activation, torch.float64)
+    network.reset(generator())
+    x = normal(*shape, 4)
+    found = network(x)
+    assert found.shape == (*shape, 2)
+    rows = network(x.reshape(-1, 4))
+    torch.testing.assert_close(found.reshape(-1, 2), rows, rtol=0.0, atol=1e-15)
+    # Changed in place behind a view, gradients of whole layers would be copied.
+    assert not any("CopySlices" in name for name in nodes(found.grad_fn))

@@ -59,7 +59,7 @@ def thin_products(left: Tensor, right: Tensor) -> Tensor:
     left : Tensor of shape (..., M, n)
         First factors, without gradients.
     right : Tensor of shape (..., n, N)
-        Second factors.
+        Second factors, without gradients.
 
     Returns
     -------
