@@ -209,6 +209,33 @@ def steps_of(first: Tensor, lengths: Tensor) -> Tensor:
     return shift + torch.arange(len(shift), device=shift.device)
 
 
+def single_steps(rows: SequenceRows) -> SequenceRows:
+    """Sequences taken apart, each step a sequence by itself.
+
+    Parameters
+    ----------
+    rows : SequenceRows or StoredSequenceRows
+        Sequences.
+
+    Returns
+    -------
+    SequenceRows or StoredSequenceRows
+        The same steps in the same order, without a memory.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sksvae.sequence_objective import SequenceRows, single_steps
+    >>> x = torch.arange(3.0).unsqueeze(1)
+    >>> single_steps(SequenceRows(x, x, torch.tensor([2, 1]))).lengths
+    tensor([1, 1, 1])
+    """
+    lengths = rows.lengths
+    sequence = torch.repeat_interleave(torch.arange(len(lengths), device=lengths.device), lengths)
+    start = steps_of(torch.zeros_like(lengths), lengths)
+    return rows.windows(sequence, start, torch.ones_like(start))
+
+
 def sequences_in_order(lengths: Tensor, n_rows: int) -> Iterator[Tensor]:
     """Sequences in order, at most so many steps with padding at a time, or one sequence.
 

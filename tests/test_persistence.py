@@ -21,8 +21,10 @@ from sksvae.persistence import (
     model_to_arrays,
     optimizer_to_arrays,
 )
+from sksvae.sequence_objective import SequenceVAE
 from sksvae.training import Trainer, TrainingSettings
 
+from .graphical.switching_cases import random_model
 from .models import (
     LATENT_DIM,
     N_FEATURES,
@@ -112,6 +114,29 @@ def test_a_model_comes_back_to_the_bit(likelihood, graphical, dtype):
     back = model_to_arrays(again)
     assert back.keys() == state.keys()
     assert all(np.array_equal(back[key], state[key]) for key in state)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("tied", [False, True])
+def test_the_kind_of_switching_dynamics_comes_back(tied, dtype):
+    """Whether states share their noise shows in the shapes of arrays alone."""
+    graphical = random_model(3, LATENT_DIM, dtype=dtype, tied=tied)
+    ones = torch.ones(N_FEATURES, dtype=dtype)
+    likelihood = get_likelihood("gaussian")
+    model = SequenceVAE(
+        N_FEATURES, LATENT_DIM, (6,), "tanh", likelihood, graphical, ones, ones, TIGHT
+    ).to(dtype)
+    architecture = dataclasses.replace(ARCHITECTURE, graphical="switching_dynamics")
+    state = model_to_arrays(model)
+    again = model_from_arrays(pickle.loads(pickle.dumps(state)), architecture)
+    assert again.graphical.families == graphical.families
+    back = model_to_arrays(again)
+    assert back.keys() == state.keys()
+    for key in state:
+        assert back[key].dtype == state[key].dtype
+        assert np.array_equal(back[key], state[key])
+    draws = [m.graphical.sample(20, 3, generator()) for m in (model, again)]
+    assert torch.equal(draws[0][0], draws[1][0])
 
 
 def test_a_model_without_hidden_layers():

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sksvae.autoregressive_hmm.merging import UNUSED, disjoint_pairs, merge_gains, merged
 from sksvae.autoregressive_hmm.model import Problem, Statistics
-from sksvae.expfam import DirichletParams, MNIWParams
+from sksvae.expfam import DirichletParams
 from sksvae.graphical import SwitchingPrior
 
 _KMEANS_ROUNDS = 50
@@ -157,10 +157,6 @@ def with_states(prior: SwitchingPrior, n_states: int) -> SwitchingPrior:
     """
     concentration = prior.transitions.concentration
     eye = torch.eye(n_states, dtype=torch.bool, device=concentration.device)
-    repeated = (field[:1].expand(n_states, *field.shape[1:]) for field in prior.dynamics)
-    return SwitchingPrior(
-        prior.initial,
-        MNIWParams(*repeated),
-        DirichletParams(prior.initial_states.concentration[:1].expand(n_states)),
-        DirichletParams(torch.where(eye, concentration[0, 0], concentration[0, 1])),
-    )
+    repeated = prior.select(torch.zeros(n_states, dtype=torch.long, device=concentration.device))
+    transitions = torch.where(eye, concentration[0, 0], concentration[0, 1])
+    return repeated._replace(transitions=DirichletParams(transitions))

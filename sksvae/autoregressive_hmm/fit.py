@@ -80,12 +80,12 @@ def fit_autoregressive_hmm(
     """Fit a Bayesian autoregressive hidden Markov model to latent sequences.
 
     The model is ``z_1 ~ N(mu_0, Sigma_0)``, ``z_t ~ N(A_k z_{t-1} + b_k, Q_k)`` with ``k = k_t`` a
-    Markov chain, and ``p(theta)`` conjugate [1]_. Coordinate ascent on q(k) and q(theta), from
-    several starts: k-means on means and standard deviations over windows of several widths, with
-    three times as many clusters merged down by the bound; k-means on means and increments over
-    windows, clusters of stretches of time by their dynamics, twice as many of those merged down,
-    chance. The best of them then try merge, delete and birth moves [2]_, and the best bound of all
-    is kept.
+    Markov chain, and ``p(theta)`` conjugate [1]_; the prior may have one ``Q`` for all states.
+    Coordinate ascent on q(k) and q(theta), from several starts: k-means on means and standard
+    deviations over windows of several widths, with three times as many clusters merged down by the
+    bound; k-means on means and increments over windows, clusters of stretches of time by their
+    dynamics, twice as many of those merged down, chance. The best of them then try merge, delete
+    and birth moves [2]_, and the best bound of all is kept.
 
     Parameters
     ----------

@@ -6,8 +6,8 @@ import math
 import torch
 from torch import Tensor
 
+from sksvae.autoregressive_hmm.evidence import merge_evidence
 from sksvae.autoregressive_hmm.model import Problem, Statistics
-from sksvae.autoregressive_hmm.segments import log_evidence
 from sksvae.expfam import Dirichlet, DirichletNatural, MNIWNatural
 from sksvae.graphical import SwitchingPrior
 
@@ -45,15 +45,13 @@ def merge_gains(problem: Problem, statistics: Statistics) -> Tensor:
     used = statistics.weights > UNUSED
     gains = torch.full_like(statistics.transitions, -math.inf)
     pairs = torch.triu(used[:, None] & used, 1).nonzero()
-    alone = log_evidence(prior.dynamics, statistics.dynamics)
+    dynamics = merge_evidence(prior.dynamics, statistics.dynamics)
     chain = chain_evidence(prior, statistics.initial_states, statistics.transitions)
     for i, j in (p.unbind(-1) for p in pairs.split(max(1, _MOST_ENTRIES // n_states**2))):
-        both = MNIWNatural(*(field[i] + field[j] for field in statistics.dynamics))
         moving = _moves_of_pairs(i, j, n_states)
         initial = (statistics.initial_states @ moving).squeeze(-2)
         transitions = moving.mT @ statistics.transitions @ moving
-        gain = log_evidence(prior.dynamics, both) - alone[i] - alone[j]
-        gains[i, j] = gain + chain_evidence(prior, initial, transitions) - chain
+        gains[i, j] = dynamics(i, j) + chain_evidence(prior, initial, transitions) - chain
     return gains
 
 

@@ -152,7 +152,7 @@ class Problem:
         )
         evidence, marginals, n_initial, n_transitions = 0.0, [], 0.0, 0.0
         for part in self.parts:
-            energies = expected_energies(part, posterior.dynamics)
+            energies = expected_energies(part, posterior.state_dynamics)
             chain = markov_moments(
                 log_initial, log_transition, pad(energies, (0, 0, 1, 0)), mask=part.mask
             )
@@ -174,13 +174,8 @@ class Problem:
 
     def _state_kl(self, posterior: SwitchingPrior) -> float:
         """``KL(q || p)`` of all but the first latents."""
-        prior = self.prior
-        pairs = (
-            (_MNIW, posterior.dynamics, prior.dynamics),
-            (_DIRICHLET, posterior.initial_states, prior.initial_states),
-            (_DIRICHLET, posterior.transitions, prior.transitions),
-        )
-        return sum(float(family.standard_kl(q, p).sum()) for family, q, p in pairs)
+        parts = zip(posterior.families, posterior, self.prior, strict=True)
+        return sum(float(family.standard_kl(q, p).sum()) for family, q, p in list(parts)[1:])
 
     def maximize(self, statistics: Statistics) -> SwitchingPrior:
         """Compute the best q(theta) for given statistics.
@@ -198,7 +193,7 @@ class Problem:
         prior = self.prior
         return SwitchingPrior(
             self.initial,
-            natural_step(_MNIW, prior.dynamics, statistics.dynamics, 1.0),
+            natural_step(prior.families[1], prior.dynamics, statistics.dynamics, 1.0),
             DirichletParams(prior.initial_states.concentration + statistics.initial_states),
             DirichletParams(prior.transitions.concentration + statistics.transitions),
         )
@@ -271,7 +266,7 @@ def expected_energies(part: ChainPosterior, dynamics: MNIWParams) -> Tensor:
     part : ChainPosterior
         Sequences.
     dynamics : MNIWParams
-        Of ``q(theta)``, with leading axis K.
+        Of ``q(theta)``, with leading axis K; the marginals of states that share their noise.
 
     Returns
     -------

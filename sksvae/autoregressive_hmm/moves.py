@@ -20,6 +20,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from sksvae.autoregressive_hmm.evidence import dynamics_evidence
 from sksvae.autoregressive_hmm.merging import (
     UNUSED,
     chain_evidence,
@@ -28,7 +29,7 @@ from sksvae.autoregressive_hmm.merging import (
     merged,
 )
 from sksvae.autoregressive_hmm.model import Expectation, Problem
-from sksvae.autoregressive_hmm.segments import Segments, group_sums, log_evidence, split_groups
+from sksvae.autoregressive_hmm.segments import Segments, group_sums, split_groups
 from sksvae.expfam import MNIWNatural
 from sksvae.graphical import SwitchingPrior
 
@@ -285,9 +286,8 @@ def label_evidence(problem: Problem, segments: Segments, proposals: list[Tensor]
         known = ~starts[1:] & (labels[1:] >= 0) & (labels[:-1] >= 0)
         pairs = (labels[:-1] * n_states + labels[1:])[known]
         counts.append(torch.bincount(pairs, minlength=n_states**2).view(n_states, n_states))
-    stats = MNIWNatural(*(torch.cat(fields) for fields in zip(*dynamics, strict=True)))
-    evidence = log_evidence(prior.dynamics, stats).view(-1, n_states).sum(-1)
-    return evidence + chain_evidence(
+    stats = MNIWNatural(*(torch.stack(fields) for fields in zip(*dynamics, strict=True)))
+    return dynamics_evidence(prior.dynamics, stats) + chain_evidence(
         prior, torch.stack(initial).double(), torch.stack(counts).double()
     )
 
@@ -355,8 +355,10 @@ def propose_splits(
     segments, prior = Segments.of(problem, labels, _STRETCH), problem.prior
     states = segments.values(labels)
     splits = []
+    # Each half has noise of its own, also where states share it: gains only say which proposals to
+    # try, and the bound decides on those.
     for leaves, gains in split_groups(
-        prior.dynamics, segments.stats, states, prior.n_states, generator
+        prior.state_dynamics, segments.stats, states, prior.n_states, generator
     ):
         for state in states[leaves].unique().tolist():
             own = leaves & (states == state)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Clusters of stretches of time by the dynamics in them."""
+"""Clusters of stretches of time by the dynamics in them, noise included."""
 
 from typing import NamedTuple
 

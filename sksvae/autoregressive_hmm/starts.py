@@ -186,7 +186,8 @@ def from_stretches(problem: Problem, length: int, generator: torch.Generator) ->
         ``q(theta)`` for these states.
     """
     segments, prior = Segments.of(problem, None, length), problem.prior
-    labels = cluster_segments(prior.dynamics, segments.stats, prior.n_states, generator)
+    # Each cluster has noise of its own, also where states share it: this is only a start.
+    labels = cluster_segments(prior.state_dynamics, segments.stats, prior.n_states, generator)
     return problem.with_labels(labels[segments.of_row])
 
 

@@ -332,7 +332,7 @@ class BaseSVAE(
             scaling = Scaling.of(self._values(data), self.standardize, likelihood)
         rows = self._tensors(data, scaling, likelihood)
         if saved is not None:
-            latent_dim = self._checked_latent_dim(self.n_features_in_)
+            latent_dim = len(saved["networks"]["encoder.bias"])
             model = self._model_of(model_arrays(saved), self._architecture(), latent_dim, True)
         elif fitted:
             model = self._rebuild(to_train=True)

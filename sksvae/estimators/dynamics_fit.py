@@ -48,22 +48,33 @@ class DynamicsFit(SequenceSVAE):
         "natural_gradient": [StrOptions({"unbiased", "biased"})],
     }
 
-    _DEFAULT_LATENT_DIM = 10
+    _OPEN_LATENT_DIMS: tuple[int, ...] = (10,)  # of ``latent_dim=None``, the largest first
 
     # ---- checks ----
 
+    def _latent_dims(self) -> tuple[int, ...]:
+        """Dimensions of the latents that may be chosen from, the largest first."""
+        scale, dof = self.noise_covariance_prior, self.degrees_of_freedom_prior
+        if self.latent_dim is not None:
+            dims: tuple[int, ...] = (int(self.latent_dim),)
+        elif scale is None or isinstance(scale, Real):
+            dims = self._OPEN_LATENT_DIMS
+        else:
+            dims = (len(scale),)
+        possible = tuple(dim for dim in dims if dof is None or dof > dim - 1)
+        if not possible:
+            raise ValueError(
+                f"degrees_of_freedom_prior must exceed latent_dim - 1 = {dims[-1] - 1}, got {dof}."
+            )
+        return possible
+
     def _checked_latent_dim(self, n_features: int) -> int:
-        return int(self.latent_dim or self._DEFAULT_LATENT_DIM)
+        return self._latent_dims()[0]
 
     def _check_training_data(self, X, groups, reset: bool):
         sequences, likelihood = super()._check_training_data(X, groups, reset)
-        dim = self._checked_latent_dim(sequences.values.shape[1])
-        self._checked_scale(dim)
-        dof = self.degrees_of_freedom_prior
-        if dof is not None and dof <= dim - 1:
-            raise ValueError(
-                f"degrees_of_freedom_prior must exceed latent_dim - 1 = {dim - 1}, got {dof}."
-            )
+        for dim in self._latent_dims():
+            self._checked_scale(dim)
         return sequences, likelihood
 
     def _checked_scale(self, latent_dim: int) -> np.ndarray | None:
@@ -84,34 +95,51 @@ class DynamicsFit(SequenceSVAE):
         generator: torch.Generator,
     ) -> SequenceVAE:
         """Networks and dynamics of a linear-Gaussian state space model."""
-        limits = {
-            "max_length": max(self.sequence_length, _START_LENGTH),
-            "max_rows": _START_ROWS,
-        }
         seed = generator.initial_seed() % (2**32)
         # Of all rows, which may be many, the numbers are enough to choose from.
         numbers, lengths = choose_windows(
             np.arange(len(rows)),
             rows.lengths.cpu().numpy(),
-            **limits,
+            max_length=max(self.sequence_length, _START_LENGTH),
+            max_rows=_START_ROWS,
             random_state=np.random.RandomState(seed),
         )
-        observed, encoded = (part.double().cpu().numpy() for part in rows.steps(numbers))
-        latent_dim = self._checked_latent_dim(encoded.shape[1])
+        windows = SequenceRows(*rows.steps(numbers), torch.as_tensor(lengths).to(rows.lengths))
+        latent_dim = self._chosen_latent_dim(windows, scaling, likelihood, seed)
+        return self._linear_start(latent_dim, windows, len(rows), scaling, likelihood, generator)
+
+    def _chosen_latent_dim(
+        self, windows: SequenceRows, scaling: Scaling, likelihood: Likelihood, seed: int
+    ) -> int:
+        """The dimension of the latents, from windows of at most 20,000 steps if it is open."""
+        return self._checked_latent_dim(windows.observed.shape[1])
+
+    def _linear_start(
+        self,
+        latent_dim: int,
+        windows: SequenceRows,
+        n_rows: int,
+        scaling: Scaling,
+        likelihood: Likelihood,
+        generator: torch.Generator,
+    ) -> SequenceVAE:
+        """A linear-Gaussian state space model of windows, in the form of the networks."""
+        observed, encoded, lengths = (part.cpu().numpy() for part in windows[:3])
         start = fit_state_space(
-            np.where(np.isnan(observed), np.nan, encoded),
+            np.where(np.isnan(observed), np.nan, encoded.astype(float)),
             lengths,
             latent_dim,
-            **limits,
-            **self._start_rounds(len(rows)),
-            random_state=seed,
+            max_length=max(self.sequence_length, _START_LENGTH),
+            max_rows=_START_ROWS,
+            **self._start_rounds(n_rows),
+            random_state=generator.initial_seed() % (2**32),
         ).model
         return state_space_model(
             start,
             scaling,
             likelihood,
-            self._initial_graphical(latent_dim, rows.encoded).prior,
-            len(rows),
+            self._initial_graphical(latent_dim, windows.encoded).prior,
+            n_rows,
             checked_layer_sizes(self.hidden_layer_sizes),
             self.activation,
             self._fixed_point_settings(to_train=True),

@@ -25,7 +25,8 @@ def state_weights(graphical: SwitchingDynamicsModel) -> Tensor:
         They sum to one.
     """
     prior, posterior = graphical.prior, graphical.posterior
-    moves = posterior.dynamics.dof - prior.dynamics.dof
+    # The last regressor is one at each transition, also where states share degrees of freedom.
+    moves = (posterior.dynamics.mean_precision - prior.dynamics.mean_precision)[:, -1, -1]
     firsts = posterior.initial_states.concentration - prior.initial_states.concentration
     counts = (moves + firsts).clamp_min(0.0)
     total = counts.sum()

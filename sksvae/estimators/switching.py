@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Structured VAE with switching linear dynamics over its latents."""
 
+import math
 from collections.abc import Callable
+from dataclasses import replace
 from numbers import Integral, Real
 
 import numpy as np
@@ -11,6 +13,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sksvae.autoregressive_hmm import choose_prior, fit_autoregressive_hmm
 from sksvae.estimators.dynamics_fit import DynamicsFit
 from sksvae.estimators.moves import Moves
+from sksvae.estimators.scaling import Scaling
 from sksvae.estimators.sequence_start import fit_dynamics
 from sksvae.estimators.sequences import CHUNK_STEPS
 from sksvae.estimators.state_moves import drop_states, order_states, recall_states, state_weights
@@ -18,8 +21,9 @@ from sksvae.estimators.state_predictions import StatePredictions
 from sksvae.estimators.validation import checked_layer_sizes
 from sksvae.graphical import SwitchingDynamicsModel, SwitchingPrior
 from sksvae.inference import FixedPointSettings
-from sksvae.sequence_objective import SequenceRows, SequenceVAE
-from sksvae.training import EpochRecord
+from sksvae.likelihoods.base import Likelihood
+from sksvae.sequence_objective import SequenceRows, SequenceVAE, single_steps
+from sksvae.training import EpochRecord, TrainingSettings
 
 _VB_ITER = 10  # rounds of variational Bayes with the potentials of the encoder
 _VB_TOL = 1e-3  # nats per step
@@ -39,10 +43,11 @@ class SVAESwitchingLDS(DynamicsFit, StatePredictions):
     n_states : int, default=8
         Most discrete states.
     latent_dim : int or None, default=None
-        Dimension of the latents; ``None`` means 14. It may exceed the number of features: what a
-        single row does not tell, such as a velocity, is inferred from its neighbours. Choose it by
-        ``lower_bound_``: states that share too few latents move in ways that no linear dynamics
-        describe, and with too many the dynamics of a single state fit everything.
+        Dimension of the latents; ``None``: of 14, 8, 4 and 2 the one with the best bound before
+        training, on at most 20,000 steps. It may exceed the number of features: what a single row
+        does not tell, such as a velocity, is inferred from its neighbours. States that share too
+        few latents move in ways that no linear dynamics describe, and with too many the dynamics
+        of a single state fit everything.
     hidden_layer_sizes : array-like of int, default=(100,)
         Hidden layers of the encoder, mirrored in the decoder. ``()`` makes both linear.
     activation : {'identity', 'logistic', 'tanh', 'relu'}, default='relu'
@@ -67,6 +72,10 @@ class SVAESwitchingLDS(DynamicsFit, StatePredictions):
         Scale matrix of the inverse Wishart over ``Q_k``, of shape (latent_dim, latent_dim), or what
         to multiply the identity by; ``None``: 0.1, or 0.01 and 0.0001 with the last two of these
         counts. Latents have about unit variance.
+    noise_covariance_type : {'full', 'tied'}, default='full'
+        Whether each state has its own ``Q_k``, or all states share one: where states differ in how
+        they move but not in how precisely. Steps that fit badly cannot be given to a state of large
+        noise then.
     degrees_of_freedom_prior : float or None, default=None
         Degrees of freedom of the inverse Wisharts, above ``latent_dim - 1``; ``None`` means
         ``latent_dim + 2``.
@@ -91,8 +100,10 @@ class SVAESwitchingLDS(DynamicsFit, StatePredictions):
     n_starts : int, default=5
         Starts of the autoregressive hidden Markov model that initialises states and dynamics.
     pretraining_iter : int, default=0
-        Most epochs with a single state before that, if there are hidden layers: where the
-        observations bend so much that states show only once the networks have straightened them.
+        Most epochs of training on single steps before that, as a variational autoencoder without
+        dynamics, if there are hidden layers: where the observations bend so much that states show
+        only once the networks have straightened them. All that follows then starts from there,
+        and the learning rate rises to ``learning_rate_init`` over the first epoch.
     learning_rate_init : float, default=0.001
         Step size of Adam at the start; it falls to zero along a half cosine.
     batch_size : int or 'auto', default='auto'
@@ -215,6 +226,7 @@ class SVAESwitchingLDS(DynamicsFit, StatePredictions):
     _parameter_constraints: dict = {
         **DynamicsFit._parameter_constraints,
         "n_states": [Interval(Integral, 1, None, closed="left")],
+        "noise_covariance_type": [StrOptions({"full", "tied"})],
         "transition_concentration_prior": [Interval(Real, 0, None, closed="neither")],
         "stickiness_prior": [Interval(Real, 0, None, closed="neither")],
         "implicit_gradient": [StrOptions({"cg", "richardson", "none", "unrolled"})],
@@ -223,7 +235,7 @@ class SVAESwitchingLDS(DynamicsFit, StatePredictions):
         "pretraining_iter": [Interval(Integral, 0, None, closed="left")],
     }
     _graphical_name = "switching_dynamics"
-    _DEFAULT_LATENT_DIM = 14  # has the best bound on recordings of twelve joint angles, of 10 to 16
+    _OPEN_LATENT_DIMS = (14, 8, 4, 2)  # 14 is best, of 10 to 16, for twelve joint angles
     _architecture_names = ("n_states", *DynamicsFit._architecture_names)
 
     def __init__(
@@ -239,6 +251,7 @@ class SVAESwitchingLDS(DynamicsFit, StatePredictions):
         sequence_length=100,
         transition_precision_prior=None,
         noise_covariance_prior=None,
+        noise_covariance_type="full",
         degrees_of_freedom_prior=None,
         transition_concentration_prior=0.5,
         stickiness_prior=100.0,
@@ -275,6 +288,7 @@ class SVAESwitchingLDS(DynamicsFit, StatePredictions):
         self.sequence_length = sequence_length
         self.transition_precision_prior = transition_precision_prior
         self.noise_covariance_prior = noise_covariance_prior
+        self.noise_covariance_type = noise_covariance_type
         self.degrees_of_freedom_prior = degrees_of_freedom_prior
         self.transition_concentration_prior = transition_concentration_prior
         self.stickiness_prior = stickiness_prior
@@ -313,6 +327,10 @@ class SVAESwitchingLDS(DynamicsFit, StatePredictions):
             **(quick if to_train else precise),
         )
 
+    def _training_settings(self, n_rows: int, anneal: bool = True) -> TrainingSettings:
+        settings = super()._training_settings(n_rows, anneal)
+        return replace(settings, warm_up=self._n_initial_epochs() > 0)
+
     def _n_initial_epochs(self) -> int:
         needed = self.n_states > 1 and checked_layer_sizes(self.hidden_layer_sizes)
         return self.pretraining_iter if needed else 0
@@ -322,6 +340,29 @@ class SVAESwitchingLDS(DynamicsFit, StatePredictions):
         # the bound of the switching oscillator ended lower by 0.7 and 1.4 nats per step.
         return {} if self.n_states == 1 else {"max_iter": 50, "tol": 1e-3 * min(n_rows, 20_000)}
 
+    def _chosen_latent_dim(
+        self, windows: SequenceRows, scaling: Scaling, likelihood: Likelihood, seed: int
+    ) -> int:
+        """That of which the start has the best bound, going down from the largest.
+
+        On real and synthetic recordings bounds of starts were in the order of those of whole fits.
+        """
+        dims, best_bound = self._latent_dims(), -math.inf
+        best = dims[0]
+        for latent_dim in dims if len(dims) > 1 else ():
+            # As with this dimension given, from the same random numbers.
+            generator = torch.Generator(device=self.device).manual_seed(seed)
+            model = self._linear_start(
+                latent_dim, windows, len(windows), scaling, likelihood, generator
+            )
+            rows = windows.with_memory()
+            self._start_states(model, rows, generator, n_starts=1)
+            bound = self._mean_bound(model, rows, generator)
+            if not bound > best_bound:
+                break
+            best, best_bound = latent_dim, bound
+        return best
+
     def _initialize(
         self,
         model: SequenceVAE,
@@ -330,6 +371,17 @@ class SVAESwitchingLDS(DynamicsFit, StatePredictions):
         random_state: np.random.RandomState,
         on_epoch_end: Callable[[int, EpochRecord], bool],
     ) -> None:
+        """Networks for single steps, if asked for, then dynamics and states."""
+        if self._n_initial_epochs():
+            # Each step by itself: twice as fast, and dynamics cannot make up for what the networks
+            # do not explain.
+            steps = single_steps(rows)
+            self._pretrain(model, steps, self.pretraining_iter, generator, on_epoch_end)
+        self._start_states(model, rows, generator, self.n_starts)
+
+    def _start_states(
+        self, model: SequenceVAE, rows: SequenceRows, generator: torch.Generator, n_starts: int
+    ) -> None:
         """Linear dynamics, then states on their latents, then both with the encoder's evidence."""
         self._fit_linear_dynamics(model, rows)
         if self.n_states == 1:
@@ -337,8 +389,6 @@ class SVAESwitchingLDS(DynamicsFit, StatePredictions):
             linear = model.graphical.prior, model.graphical.posterior
             model.graphical = SwitchingDynamicsModel(*(SwitchingPrior.sticky(1, q) for q in linear))
             return
-        if self._n_initial_epochs():
-            self._pretrain(model, rows, self.pretraining_iter, generator, on_epoch_end)
         rows = rows.rejoined()
         with torch.no_grad():
             latents = [model.infer(part) for part in rows.parts(CHUNK_STEPS)]
@@ -348,11 +398,12 @@ class SVAESwitchingLDS(DynamicsFit, StatePredictions):
                 prior,
                 concentration=self.transition_concentration_prior,
                 stickiness=self.stickiness_prior,
+                tied=self.noise_covariance_type == "tied",
             )
             for prior in self._priors(model.graphical.latent_dim, rows.encoded)
         ]
         prior = choose_prior(latents, priors, generator=generator)
-        found = fit_autoregressive_hmm(latents, prior, n_starts=self.n_starts, generator=generator)
+        found = fit_autoregressive_hmm(latents, prior, n_starts=n_starts, generator=generator)
         model.graphical = SwitchingDynamicsModel(found.prior, found.posterior)
         if rows.memory is not None:
             stacked = [

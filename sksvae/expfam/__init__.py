@@ -22,6 +22,7 @@ from sksvae.expfam.natural_gradient import (
 )
 from sksvae.expfam.natural_step import natural_step, step_towards
 from sksvae.expfam.niw import NIW, NIWNatural, NIWParams, NIWSample, NIWStats
+from sksvae.expfam.tied_mniw import TiedMNIW, TiedMNIWParams
 
 EXPONENTIAL_FAMILIES: dict[str, ExponentialFamily] = {
     "gaussian": Gaussian(),
@@ -56,6 +57,8 @@ __all__ = [
     "NIWParams",
     "NIWSample",
     "NIWStats",
+    "TiedMNIW",
+    "TiedMNIWParams",
     "conjugate_step",
     "kl_with_natural_gradient",
     "natural_expected_stats",

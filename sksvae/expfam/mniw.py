@@ -106,7 +106,7 @@ class MNIWSample(NamedTuple):
     covariance: Tensor
 
 
-class _Factors(NamedTuple):
+class MNIWFactors(NamedTuple):
     """Standard parameters with lower Cholesky factors in place of ``S`` and ``V``."""
 
     scale: Tensor
@@ -162,7 +162,7 @@ class MNIW(ExponentialFamily[MNIWParams, MNIWNatural, MNIWStats]):
 
     def to_unconstrained(self, standard: MNIWParams) -> Unconstrained:
         """Log-Cholesky of ``S``, ``M``, log-Cholesky of ``V``, ``log(nu - n + 1)``."""
-        scale, mean, mean_precision, dof = _factorize(standard)
+        scale, mean, mean_precision, dof = factorize(standard)
         excess = dof - (mean.shape[-2] - 1)
         return log_cholesky(scale), mean, log_cholesky(mean_precision), excess.log()
 
@@ -178,11 +178,8 @@ class MNIW(ExponentialFamily[MNIWParams, MNIWNatural, MNIWStats]):
 
     def log_normalizer(self, natural: MNIWNatural) -> Tensor:
         """``nu/2 (n log 2 - log|S|) + log Gamma_n(nu/2) - n/2 log|V| + nm/2 log(2 pi)``."""
-        scale, mean, mean_precision, dof = _factors_of_natural(natural)
-        n_rows, n_columns = mean.shape[-2:]
-        wishart = 0.5 * dof * (n_rows * math.log(2.0) - log_det(scale))
-        normal = n_columns * math.log(2.0 * math.pi) - log_det(mean_precision)
-        return wishart + torch.mvlgamma(0.5 * dof, n_rows) + 0.5 * n_rows * normal
+        factors = _factors_of_natural(natural)
+        return wishart_log_normalizer(factors) + normal_log_normalizer(factors)
 
     def expected_stats(self, natural: MNIWNatural) -> MNIWStats:
         """``(nu S^-1, nu S^-1 M, n V^-1 + nu M' S^-1 M, E log|Sigma^-1|)``."""
@@ -225,11 +222,11 @@ class MNIW(ExponentialFamily[MNIWParams, MNIWNatural, MNIWStats]):
 
     def standard_expected_stats(self, standard: MNIWParams) -> MNIWStats:
         """Compute without the natural parameters, and so without their cancellation."""
-        return _expected_stats(_factorize(standard))
+        return _expected_stats(factorize(standard))
 
     def standard_kl(self, standard_q: MNIWParams, standard_p: MNIWParams) -> Tensor:
         """Divergence that never forms natural parameters, as `kl`."""
-        return _kl(_factorize(standard_q), _factorize(standard_p))
+        return _kl(factorize(standard_q), factorize(standard_p))
 
     def sample(
         self, standard: MNIWParams, sample_shape: tuple[int, ...], generator: torch.Generator
@@ -241,7 +238,7 @@ class MNIW(ExponentialFamily[MNIWParams, MNIWNatural, MNIWStats]):
         matrix ``B = L A^-T`` is a square root of ``Sigma``. Then ``X = M + B E C^-1`` with
         ``V = C C'`` and standard normal ``E``.
         """
-        scale, mean, mean_precision, dof = _factorize(standard)
+        scale, mean, mean_precision, dof = factorize(standard)
         n_rows = mean.shape[-2]
         shape = (*sample_shape, *mean.shape)
         below = standard_normal((*shape[:-1], n_rows), mean, generator).tril(-1)
@@ -280,8 +277,25 @@ def _check_dof(dof: Tensor, n_rows: int) -> Tensor:
     return dof
 
 
-def _factorize(standard: MNIWParams) -> _Factors:
-    return _Factors(
+def factorize(standard: MNIWParams) -> MNIWFactors:
+    """Check standard parameters and factorise their matrices.
+
+    Parameters
+    ----------
+    standard : MNIWParams
+        Textbook parameters.
+
+    Returns
+    -------
+    MNIWFactors
+        Of the same shapes.
+
+    Raises
+    ------
+    torch.linalg.LinAlgError, ValueError
+        If the parameters are outside their domain.
+    """
+    return MNIWFactors(
         cholesky(standard.scale, "scale"),
         standard.mean,
         cholesky(standard.mean_precision, "mean_precision"),
@@ -301,15 +315,15 @@ def _solve_natural(natural: MNIWNatural) -> tuple[MNIWParams, Tensor]:
     return MNIWParams(scale, mean, mean_precision, dof), factor
 
 
-def _factors_of_natural(natural: MNIWNatural) -> _Factors:
+def _factors_of_natural(natural: MNIWNatural) -> MNIWFactors:
     (scale, mean, _, dof), factor = _solve_natural(natural)
-    return _Factors(cholesky(scale, "scale"), mean, factor, dof)
+    return MNIWFactors(cholesky(scale, "scale"), mean, factor, dof)
 
 
-def _factors_of_unconstrained(unconstrained: Unconstrained) -> _Factors:
+def _factors_of_unconstrained(unconstrained: Unconstrained) -> MNIWFactors:
     log_scale, mean, log_mean_precision, log_excess_dof = unconstrained
     dof = log_excess_dof.exp() + (mean.shape[-2] - 1)
-    return _Factors(exp_cholesky(log_scale), mean, exp_cholesky(log_mean_precision), dof)
+    return MNIWFactors(exp_cholesky(log_scale), mean, exp_cholesky(log_mean_precision), dof)
 
 
 def _sum_digamma(dof: Tensor, n_rows: int) -> Tensor:
@@ -318,7 +332,7 @@ def _sum_digamma(dof: Tensor, n_rows: int) -> Tensor:
     return (0.5 * (dof.unsqueeze(-1) - steps)).digamma().sum(-1)
 
 
-def _expected_stats(factors: _Factors) -> MNIWStats:
+def _expected_stats(factors: MNIWFactors) -> MNIWStats:
     scale, mean, mean_precision, dof = factors
     n_rows = mean.shape[-2]
     precision = dof[..., None, None] * inverse_from_cholesky(scale)
@@ -328,24 +342,87 @@ def _expected_stats(factors: _Factors) -> MNIWStats:
     return MNIWStats(precision, precision_mean, quadratic, log_det_precision)
 
 
-def _kl(q: _Factors, p: _Factors) -> Tensor:
-    """Divergence in terms of ratios of Cholesky factors, which are near one when q is near p.
+def wishart_log_normalizer(factors: MNIWFactors) -> Tensor:
+    """Log normaliser of the inverse Wishart part.
 
-    Inverse Wisharts: ``nu_q/2 (tr(S_p S_q^-1) - n) - nu_p/2 log|S_p S_q^-1| + log Gamma_n(nu_p/2)
-    - log Gamma_n(nu_q/2) + (nu_q - nu_p)/2 sum_i psi((nu_q - i)/2)``. Matrix normals, in
-    expectation over Sigma: ``n/2 (tr(V_p V_q^-1) - m - log|V_p V_q^-1|) + nu_q/2
-    tr(V_p (M_q - M_p)' S_q^-1 (M_q - M_p))``.
+    Parameters
+    ----------
+    factors : MNIWFactors
+        Parameters; the matrix normal part only tells the number of rows.
+
+    Returns
+    -------
+    Tensor of shape (...)
+        ``nu/2 (n log 2 - log|S|) + log Gamma_n(nu/2)``.
     """
-    n_rows, n_columns = q.mean.shape[-2:]
+    scale, mean, _, dof = factors
+    n_rows = mean.shape[-2]
+    wishart = 0.5 * dof * (n_rows * math.log(2.0) - log_det(scale))
+    return wishart + torch.mvlgamma(0.5 * dof, n_rows)
+
+
+def normal_log_normalizer(factors: MNIWFactors) -> Tensor:
+    """Log normaliser of the matrix normal part, up to the power of ``|Sigma|``.
+
+    Parameters
+    ----------
+    factors : MNIWFactors
+        Parameters.
+
+    Returns
+    -------
+    Tensor of shape (...)
+        ``-n/2 log|V| + nm/2 log(2 pi)``.
+    """
+    n_rows, n_columns = factors.mean.shape[-2:]
+    return 0.5 * n_rows * (n_columns * math.log(2.0 * math.pi) - log_det(factors.mean_precision))
+
+
+def wishart_kl(q: MNIWFactors, p: MNIWFactors) -> Tensor:
+    """Divergence of inverse Wisharts, in terms of a ratio that is near one when q is near p.
+
+    Parameters
+    ----------
+    q, p : MNIWFactors
+        Parameters, batch shapes broadcasting.
+
+    Returns
+    -------
+    Tensor of shape (...)
+        ``nu_q/2 (tr(S_p S_q^-1) - n) - nu_p/2 log|S_p S_q^-1| + log Gamma_n(nu_p/2)
+        - log Gamma_n(nu_q/2) + (nu_q - nu_p)/2 sum_i psi((nu_q - i)/2)``.
+    """
+    n_rows = q.mean.shape[-2]
     scale_ratio = torch.linalg.solve_triangular(q.scale, p.scale, upper=False)
-    precision_ratio = torch.linalg.solve_triangular(q.mean_precision, p.mean_precision, upper=False)
-    shift = torch.linalg.solve_triangular(q.scale, q.mean - p.mean, upper=False) @ p.mean_precision
     wishart = 0.5 * (
         q.dof * (scale_ratio.square().sum((-2, -1)) - n_rows)
         - p.dof * log_det(scale_ratio)
         + (q.dof - p.dof) * _sum_digamma(q.dof, n_rows)
     )
-    wishart = wishart + torch.mvlgamma(0.5 * p.dof, n_rows) - torch.mvlgamma(0.5 * q.dof, n_rows)
+    return wishart + torch.mvlgamma(0.5 * p.dof, n_rows) - torch.mvlgamma(0.5 * q.dof, n_rows)
+
+
+def normal_kl(q: MNIWFactors, p: MNIWFactors) -> Tensor:
+    """Divergence of matrix normals, in expectation over the ``Sigma`` of q.
+
+    Parameters
+    ----------
+    q, p : MNIWFactors
+        Parameters, batch shapes broadcasting.
+
+    Returns
+    -------
+    Tensor of shape (...)
+        ``n/2 (tr(V_p V_q^-1) - m - log|V_p V_q^-1|) + nu_q/2
+        tr(V_p (M_q - M_p)' S_q^-1 (M_q - M_p))``.
+    """
+    n_rows, n_columns = q.mean.shape[-2:]
+    precision_ratio = torch.linalg.solve_triangular(q.mean_precision, p.mean_precision, upper=False)
+    shift = torch.linalg.solve_triangular(q.scale, q.mean - p.mean, upper=False) @ p.mean_precision
     trace = precision_ratio.square().sum((-2, -1)) - n_columns
     normal = n_rows * (trace - log_det(precision_ratio)) + q.dof * shift.square().sum((-2, -1))
-    return wishart + 0.5 * normal
+    return 0.5 * normal
+
+
+def _kl(q: MNIWFactors, p: MNIWFactors) -> Tensor:
+    return wishart_kl(q, p) + normal_kl(q, p)

@@ -6,7 +6,7 @@ a step along it with size one is the exact coordinate update of a conjugate mode
 log-Cholesky coordinates stay in the domain but multiply: a count of 0.1 that a minibatch wants to
 be 14 would grow by ``exp(139 rho)``. So steps are taken in natural parameters, where they add, and
 halved for the batch entries that would leave the domain, which only the correction term of the
-unbiased gradient [P, app. F] can make happen.
+unbiased gradient [P, app. F] can make happen. States that share their noise are one batch entry.
 """
 
 import math
@@ -19,20 +19,21 @@ from sksvae.expfam.dirichlet import Dirichlet, DirichletParams
 from sksvae.expfam.mniw import MNIW, MNIWNatural, MNIWParams
 from sksvae.expfam.niw import NIW, NIWParams, drop_column_axes, lift_column_axes
 from sksvae.expfam.numerics import symmetrize
+from sksvae.expfam.tied_mniw import TiedMNIW
 
 _MAX_HALVINGS = 40
 
 
 def natural_step(
-    family: Dirichlet | NIW | MNIW, standard: Any, tangent: Any, step_size: float
+    family: Dirichlet | NIW | MNIW | TiedMNIW, standard: Any, tangent: Any, step_size: float
 ) -> Any:
     """Move along a tangent of the natural parameters, halving the step where it is too long.
 
     Parameters
     ----------
-    family : Dirichlet, NIW or MNIW
+    family : Dirichlet, NIW, MNIW or TiedMNIW
         The family of the distribution.
-    standard : DirichletParams, NIWParams or MNIWParams
+    standard : DirichletParams, NIWParams, MNIWParams or TiedMNIWParams
         Where the step starts.
     tangent : DirichletNatural, NIWNatural or MNIWNatural
         Direction in natural parameters, such as ``eta_0 + total_stats - eta`` in a conjugate
@@ -42,7 +43,7 @@ def natural_step(
 
     Returns
     -------
-    DirichletParams, NIWParams or MNIWParams
+    DirichletParams, NIWParams, MNIWParams or TiedMNIWParams
         Standard parameters after the step, inside the domain.
 
     Raises
@@ -68,11 +69,11 @@ def natural_step(
         start, direction = lift_column_axes(standard), lift_column_axes(tangent)
         moved = natural_step(MNIW(), MNIWParams(*start), MNIWNatural(*direction), step_size)
         return NIWParams(*drop_column_axes(moved))
-    return _mniw_step(standard, _centred(standard.mean, tangent), step_size)
+    return _mniw_step(family, standard, _centred(family, standard.mean, tangent), step_size)
 
 
 def step_towards(
-    family: Dirichlet | NIW | MNIW, standard: Any, target: Any, step_size: float
+    family: Dirichlet | NIW | MNIW | TiedMNIW, standard: Any, target: Any, step_size: float
 ) -> Any:
     """Move towards natural parameters, halving the step where it is too long.
 
@@ -80,9 +81,9 @@ def step_towards(
 
     Parameters
     ----------
-    family : Dirichlet, NIW or MNIW
+    family : Dirichlet, NIW, MNIW or TiedMNIW
         The family of the distribution.
-    standard : DirichletParams, NIWParams or MNIWParams
+    standard : DirichletParams, NIWParams, MNIWParams or TiedMNIWParams
         Where the step starts.
     target : DirichletNatural, NIWNatural or MNIWNatural
         Where a step of size one ends, such as ``eta_0 + total_stats`` in a conjugate model; it need
@@ -92,7 +93,7 @@ def step_towards(
 
     Returns
     -------
-    DirichletParams, NIWParams or MNIWParams
+    DirichletParams, NIWParams, MNIWParams or TiedMNIWParams
         Standard parameters after the step, inside the domain.
 
     Raises
@@ -116,10 +117,11 @@ def step_towards(
         moved = step_towards(MNIW(), MNIWParams(*start), MNIWNatural(*end), step_size)
         return NIWParams(*drop_column_axes(moved))
     scale, mean, column_precision, dof = standard
-    end_scale, cross, end_column, end_count = _centred(mean, target)
-    d_dof = end_count - (dof + (sum(mean.shape[-2:]) + 1))
+    end_scale, cross, end_column, end_count = _centred(family, mean, target)
+    n_columns = mean.shape[-1] * (mean.shape[-3] if isinstance(family, TiedMNIW) else 1)
+    d_dof = end_count - (dof + (mean.shape[-2] + n_columns + 1))
     direction = MNIWParams(end_scale - scale, cross, end_column - column_precision, d_dof)
-    return _mniw_step(standard, direction, step_size)
+    return _mniw_step(family, standard, direction, step_size)
 
 
 def _dirichlet_step(
@@ -136,39 +138,50 @@ def _dirichlet_step(
     raise _no_step("a Dirichlet")
 
 
-def _centred(mean: Tensor, natural: MNIWNatural) -> MNIWParams:
+def _centred(family: MNIW | TiedMNIW, mean: Tensor, natural: MNIWNatural) -> MNIWParams:
     """Natural parameters of ``X - M`` instead of ``X``, up to the factors ``(-2, 1, -2, 2)``.
 
     Those of a distribution with mean ``M`` are ``(S, 0, V, nu + n + m + 1)``: no large terms that
-    cancel. The map is linear and applies to tangents as well.
+    cancel. The map is linear and applies to tangents as well. Shares of states are added up.
     """
     precision, precision_mean, quadratic, count = natural
     column = -2.0 * quadratic
     # Up to its antisymmetric part: -2 eta1 - eta2 M' - M eta2' + M V M'.
     scale = -2.0 * (precision + (precision_mean + mean @ quadratic) @ mean.mT)
-    return MNIWParams(scale, precision_mean - mean @ column, column, 2.0 * count)
+    count = 2.0 * count
+    if isinstance(family, TiedMNIW):
+        scale, count = scale.sum(-3), count.sum(-1)
+    return MNIWParams(scale, precision_mean - mean @ column, column, count)
 
 
-def _mniw_step(standard: MNIWParams, direction: MNIWParams, step_size: float) -> MNIWParams:
+def _mniw_step(
+    family: MNIW | TiedMNIW, standard: Any, direction: MNIWParams, step_size: float
+) -> Any:
     """Step in coordinates centred at the current ``M``, see `_centred`."""
+    tied = isinstance(family, TiedMNIW)  # each state is a block of columns
     scale, mean, column_precision, dof = standard
     d_scale, d_cross, d_column, d_dof = direction
     rho = torch.full_like(dof, step_size)
     for _ in range(_MAX_HALVINGS):
         rho_matrix = rho[..., None, None]
-        new_column = symmetrize(column_precision + rho_matrix * d_column)
+        rho_columns = rho_matrix.unsqueeze(-3) if tied else rho_matrix
+        new_column = symmetrize(column_precision + rho_columns * d_column)
         column_factor, column_info = torch.linalg.cholesky_ex(new_column)
-        cross = rho_matrix * d_cross
+        cross = rho_columns * d_cross
         whitened = torch.linalg.solve_triangular(column_factor, cross.mT, upper=False)
-        new_scale = symmetrize(scale + rho_matrix * d_scale - whitened.mT @ whitened)
+        column_trace, rows = _trace(column_factor), whitened
+        if tied:
+            column_trace, column_info = column_trace.sum(-1), column_info.amax(-1)
+            rows = whitened.flatten(-3, -2)
+        new_scale = symmetrize(scale + rho_matrix * d_scale - rows.mT @ rows)
         new_dof = dof + rho * d_dof
         scale_factor, scale_info = torch.linalg.cholesky_ex(new_scale)
         # LAPACK reports NaN but lets an infinite pivot through.
-        finite = _trace(column_factor) + _trace(scale_factor) + new_dof < math.inf
+        finite = column_trace + _trace(scale_factor) + new_dof < math.inf
         inside = ((column_info | scale_info) == 0) & (new_dof > scale.shape[-1] - 1) & finite
         if inside.all():
             shift = torch.linalg.solve_triangular(column_factor.mT, whitened, upper=True).mT
-            return MNIWParams(new_scale, mean + shift, new_column, new_dof)
+            return family.standard_type(new_scale, mean + shift, new_column, new_dof)
         rho = torch.where(inside, rho, rho / 2)
     raise _no_step("an (M)NIW")
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Learning of a q(theta) that is a product of exponential families."""
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from functools import cached_property
 from operator import add
@@ -9,28 +10,27 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from sksvae.expfam import MNIW, NIW, Dirichlet, natural_step, step_towards
+from sksvae.expfam import MNIW, NIW, Dirichlet, TiedMNIW, natural_step, step_towards
 from sksvae.graphical.api import ConjugateModel, PosteriorT
 
 
 class ConjugateParts(ConjugateModel[PosteriorT]):
     """What of a `ConjugateModel` follows from the families of its parameters alone.
 
-    Subclasses name the families and add inference.
+    Subclasses name the type of the parameters and add inference.
 
     Parameters
     ----------
     prior : parameters_type
         Prior over the parameters.
     posterior : parameters_type or None, default=None
-        ``q(theta)``; starts at the prior.
+        ``q(theta)``, of the same families; starts at the prior.
 
     Attributes
     ----------
     parameters_type : type
-        Named tuple of the standard parameters of the parts, such as `SwitchingPrior`.
-    families : tuple of {Dirichlet, NIW, MNIW}
-        That of each part. A part may be a batch of independent distributions.
+        Named tuple of the standard parameters of the parts, such as `SwitchingPrior`, with a
+        property ``families``.
 
     Examples
     --------
@@ -41,11 +41,20 @@ class ConjugateParts(ConjugateModel[PosteriorT]):
     """
 
     parameters_type: ClassVar[Any]
-    families: ClassVar[tuple[Dirichlet | NIW | MNIW, ...]]
 
     def __init__(self, prior: Any, posterior: Any = None) -> None:
         self.prior = prior
         self.posterior = prior if posterior is None else posterior
+        if self.posterior.families != prior.families:
+            raise ValueError(
+                f"posterior must have the families of the prior, {prior.families}, "
+                f"got {self.posterior.families}."
+            )
+
+    @property
+    def families(self) -> tuple[Dirichlet | NIW | MNIW | TiedMNIW, ...]:
+        """That of each part. A part may be a batch of independent distributions."""
+        return self.prior.families
 
     @cached_property
     def _natural_prior(self) -> tuple[tuple[Tensor, ...], ...]:
@@ -108,13 +117,18 @@ class ConjugateParts(ConjugateModel[PosteriorT]):
     @classmethod
     def from_state(cls, state: dict[str, Tensor]) -> Self:
         """Rebuild from `state`."""
+        types = cls._types_of(state)
 
         def read(name: str) -> Any:
             parts = []
-            for part, family in zip(cls.parameters_type._fields, cls.families, strict=True):
-                standard = family.standard_type
+            for part, standard in zip(cls.parameters_type._fields, types, strict=True):
                 fields = (state[f"{name}.{part}.{field}"] for field in standard._fields)
                 parts.append(standard(*fields))
             return cls.parameters_type(*parts)
 
         return cls(read("prior"), read("posterior"))
+
+    @classmethod
+    @abstractmethod
+    def _types_of(cls, state: dict[str, Tensor]) -> tuple[Any, ...]:
+        """Types of the standard parameters of the parts that a state holds."""

@@ -2,11 +2,21 @@
 """Switching linear dynamics over latents, with structured mean field inference in sequences."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from sksvae.expfam import MNIW, NIW, Dirichlet, MNIWSample, NIWSample
+from sksvae.expfam import (
+    MNIW,
+    NIW,
+    DirichletParams,
+    MNIWParams,
+    MNIWSample,
+    NIWParams,
+    NIWSample,
+    TiedMNIWParams,
+)
 from sksvae.graphical.api import DEFAULT_SETTINGS, ChainPosterior, Potentials, SequenceModel
 from sksvae.graphical.conjugate_parts import ConjugateParts
 from sksvae.graphical.gaussian_chain import chain_roles, chain_stats
@@ -34,9 +44,9 @@ class SwitchingDynamicsModel(ConjugateParts[ChainPosterior], SequenceModel):
 
     ``k_1 ~ Cat(pi_0)``, ``k_t ~ Cat(pi_{k_{t-1}})`` and ``z_1 ~ N(mu_0, Sigma_0)`` whatever
     ``k_1``; ``q(theta) = NIW(mu_0, Sigma_0) Dir(pi_0) prod_k MNIW([A_k b_k], Q_k) Dir(pi_k)`` ([P]
-    section 4 and appendix D). Inference is structured mean field, ``q(z_1:T) q(k_1:T)``; with one
-    state it is exact and that of `LinearDynamicsModel`. Masks must be true for the first steps of
-    each sequence.
+    section 4 and appendix D). With dynamics of `TiedMNIWParams` there is one ``Q`` for all states.
+    Inference is structured mean field, ``q(z_1:T) q(k_1:T)``; with one state it is exact and that
+    of `LinearDynamicsModel`. Masks must be true for the first steps of each sequence.
 
     Parameters
     ----------
@@ -68,7 +78,6 @@ class SwitchingDynamicsModel(ConjugateParts[ChainPosterior], SequenceModel):
     """
 
     parameters_type = SwitchingPrior
-    families = (NIW(), MNIW(), Dirichlet(), Dirichlet())
 
     def __init__(self, prior: SwitchingPrior, posterior: SwitchingPrior | None = None) -> None:
         super().__init__(prior, posterior)
@@ -270,7 +279,8 @@ class SwitchingDynamicsModel(ConjugateParts[ChainPosterior], SequenceModel):
             Posterior means; of covariances ``S / nu``, the inverse of the posterior mean of the
             precision.
         """
-        initial, dynamics, *chain = self.posterior
+        initial, _, *chain = self.posterior
+        dynamics = self.posterior.state_dynamics
         shares = (part.concentration / part.concentration.sum(-1, keepdim=True) for part in chain)
         return SwitchingParameters(
             dynamics.mean[..., :-1],
@@ -388,3 +398,9 @@ class SwitchingDynamicsModel(ConjugateParts[ChainPosterior], SequenceModel):
             A new model; probabilities renormalise by themselves.
         """
         return SwitchingDynamicsModel(self.prior.select(states), self.posterior.select(states))
+
+    @classmethod
+    def _types_of(cls, state: dict[str, Tensor]) -> tuple[Any, ...]:
+        tied = state["prior.dynamics.scale"].ndim == 2  # without an axis for states
+        dynamics = TiedMNIWParams if tied else MNIWParams
+        return NIWParams, dynamics, DirichletParams, DirichletParams

@@ -6,7 +6,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sksvae.expfam import DirichletParams, MNIWParams, NIWParams
+from sksvae.expfam import (
+    MNIW,
+    NIW,
+    Dirichlet,
+    DirichletParams,
+    MNIWParams,
+    NIWParams,
+    TiedMNIW,
+    TiedMNIWParams,
+)
 from sksvae.graphical.dynamics_prior import DynamicsPrior
 
 
@@ -17,8 +26,9 @@ class SwitchingPrior(NamedTuple):
     ----------
     initial : NIWParams
         Of the mean and covariance of the first latent.
-    dynamics : MNIWParams
-        Of ``X_k = [A_k b_k]`` and ``Q_k``, with leading axis n_states.
+    dynamics : MNIWParams or TiedMNIWParams
+        Of ``X_k = [A_k b_k]`` and ``Q_k``, with leading axis n_states; or with one ``Q`` for all
+        states.
     initial_states : DirichletParams
         Of the probabilities of the first state, of shape (n_states,).
     transitions : DirichletParams
@@ -26,7 +36,7 @@ class SwitchingPrior(NamedTuple):
     """
 
     initial: NIWParams
-    dynamics: MNIWParams
+    dynamics: MNIWParams | TiedMNIWParams
     initial_states: DirichletParams
     transitions: DirichletParams
 
@@ -39,6 +49,7 @@ class SwitchingPrior(NamedTuple):
         concentration: float = 0.5,
         stickiness: float = 100.0,
         initial_concentration: float = 0.1,
+        tied: bool = False,
     ) -> "SwitchingPrior":
         """Treat all states alike, and expect each to last.
 
@@ -54,6 +65,8 @@ class SwitchingPrior(NamedTuple):
             Pseudo-count of transitions from each state to itself.
         initial_concentration : float, default=0.1
             Pseudo-count of each state in the first step.
+        tied : bool, default=False
+            Whether all states share one noise covariance.
 
         Returns
         -------
@@ -75,14 +88,16 @@ class SwitchingPrior(NamedTuple):
                 [  0.5000, 100.0000]], dtype=torch.float64)
         >>> prior.dynamics.mean.shape
         torch.Size([2, 3, 4])
+        >>> SwitchingPrior.sticky(2, DynamicsPrior.isotropic(3), tied=True).dynamics.scale.shape
+        torch.Size([3, 3])
         """
         like = dynamics.initial.mean
         eye = torch.eye(n_states, dtype=like.dtype, device=like.device)
+        one = dynamics.dynamics
+        each = MNIWParams(*(field.expand(n_states, *field.shape).clone() for field in one))
         return cls(
             dynamics.initial,
-            MNIWParams(
-                *(field.expand(n_states, *field.shape).clone() for field in dynamics.dynamics)
-            ),
+            TiedMNIWParams(one.scale, each.mean, each.mean_precision, one.dof) if tied else each,
             DirichletParams(like.new_full((n_states,), initial_concentration)),
             DirichletParams(stickiness * eye + concentration * (1 - eye)),
         )
@@ -91,6 +106,18 @@ class SwitchingPrior(NamedTuple):
     def n_states(self) -> int:
         """Number of states, used or not."""
         return self.initial_states.concentration.shape[0]
+
+    @property
+    def families(self) -> tuple[NIW, MNIW | TiedMNIW, Dirichlet, Dirichlet]:
+        """Family of each part."""
+        tied = isinstance(self.dynamics, TiedMNIWParams)
+        return NIW(), TiedMNIW() if tied else MNIW(), Dirichlet(), Dirichlet()
+
+    @property
+    def state_dynamics(self) -> MNIWParams:
+        """Marginal distribution of each state's ``X_k`` and ``Q_k``, with leading axis n_states."""
+        dynamics = self.dynamics
+        return dynamics.per_state() if isinstance(dynamics, TiedMNIWParams) else dynamics
 
     def select(self, states: Tensor) -> "SwitchingPrior":
         """Parameters of some of the states.
@@ -103,7 +130,7 @@ class SwitchingPrior(NamedTuple):
         Returns
         -------
         SwitchingPrior
-            In the given order.
+            In the given order. A noise covariance that is shared stays as it is.
 
         Examples
         --------
@@ -113,9 +140,15 @@ class SwitchingPrior(NamedTuple):
         >>> prior.select(torch.tensor([2, 0])).transitions.concentration.shape
         torch.Size([2, 2])
         """
+        chosen: MNIWParams | TiedMNIWParams
+        if isinstance(self.dynamics, TiedMNIWParams):
+            scale, mean, mean_precision, dof = self.dynamics
+            chosen = TiedMNIWParams(scale, mean[states], mean_precision[states], dof)
+        else:
+            chosen = MNIWParams(*(field[states] for field in self.dynamics))
         return SwitchingPrior(
             self.initial,
-            MNIWParams(*(field[states] for field in self.dynamics)),
+            chosen,
             DirichletParams(self.initial_states.concentration[states]),
             DirichletParams(self.transitions.concentration[states][:, states]),
         )

@@ -26,15 +26,18 @@ _ROUTINES = {
 # Time of LAPACK / time step by step on one thread in float64: 0.15 at B D^2 = 256, 0.35 at 1000,
 # 0.4 to 0.6 at 2000, 1.1 at 8000, where arithmetic counts and batches of blocks do it better.
 _LARGEST = 4096
+_SHORT = 20  # chains for each step, above which calls for chains cost more than calls for steps
 
 
-def banded_pays(n_chains: int, dim: int, dtype: torch.dtype, device: torch.device) -> bool:
+def banded_pays(
+    n_chains: int, n_steps: int, dim: int, dtype: torch.dtype, device: torch.device
+) -> bool:
     """Say whether `Banded` is possible and expected to be the faster way.
 
     Parameters
     ----------
-    n_chains, dim : int
-        ``B`` and ``D``.
+    n_chains, n_steps, dim : int
+        ``B``, ``T`` and ``D``.
     dtype : torch.dtype
         Type of the numbers.
     device : torch.device
@@ -43,9 +46,10 @@ def banded_pays(n_chains: int, dim: int, dtype: torch.dtype, device: torch.devic
     Returns
     -------
     bool
-        On a CPU, for blocks of a small total size.
+        On a CPU, for blocks of a small total size in chains that are not too short.
     """
-    return device.type == "cpu" and dtype in _ROUTINES and n_chains * dim**2 <= _LARGEST
+    possible = device.type == "cpu" and dtype in _ROUTINES
+    return possible and n_chains * dim**2 <= _LARGEST and n_chains <= _SHORT * n_steps
 
 
 class Banded(Sequential):

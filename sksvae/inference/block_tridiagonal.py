@@ -318,7 +318,8 @@ def _choose_order(method: ChainMethod, n_chains: int, like: Tensor) -> type[Elim
     if method == "parallel":
         return CyclicReduction
     if method == "sequential":
-        return Banded if banded_pays(n_chains, dim, like.dtype, like.device) else Sequential
+        pays = banded_pays(n_chains, n_steps, dim, like.dtype, like.device)
+        return Banded if pays else Sequential
     raise ValueError(f"method must be 'auto', 'sequential' or 'parallel', got {method!r}.")
 
 

@@ -37,12 +37,13 @@ def prior(n_states, dim=2, noise=0.1, dtype=torch.float64, **options):
     return SwitchingPrior.sticky(n_states, dynamics, **options)
 
 
-def problem(seed=0, n_states=3, n_prior=None, **options):
+def problem(seed=0, n_states=3, n_prior=None, tied=False, **options):
     """Problem, its points and the true states in the order of its stacking."""
     points, states = switching(seed, n_states=n_states, **options)
     sequences = point_sequences(points, options.get("lengths", (600,)))
     built = Problem.build(
-        sequences.parts, prior(n_prior or n_states, points.shape[1], options.get("noise", 0.1))
+        sequences.parts,
+        prior(n_prior or n_states, points.shape[1], options.get("noise", 0.1), tied=tied),
     )
     padded = [torch.tensor(states)[rows.clamp_min(0)] for rows in sequences.rows]
     return built, points, built.stacking.stack(padded)
@@ -81,9 +82,13 @@ def first_evidence(points, prior):
     return total
 
 
-def transition_evidence(pairs, prior):
-    """``log p(z' | z)`` of pairs under one state, by Student t predictions."""
+def transition_evidence(pairs, prior, noise=None):
+    """``log p(z' | z)`` of pairs under one state, by Student t predictions.
+
+    And the scale and the degrees of freedom of the noise after them, which go on from ``noise``.
+    """
     S, M, V, nu = (field[0].numpy() for field in prior)
+    S, nu = (S, nu) if noise is None else noise
     total = 0.0
     for z, following in pairs:
         y = np.append(z, 1.0)
@@ -95,7 +100,7 @@ def transition_evidence(pairs, prior):
             M + np.outer(error, np.linalg.solve(V, y)) / slack,
         )
         V, nu = V + np.outer(y, y), nu + 1
-    return total
+    return total, (S, nu)
 
 
 def dirichlet_evidence(counts, concentration):
@@ -119,7 +124,10 @@ def path_evidence(sequences, paths, prior):
         for t in range(1, len(z)):
             counts[path[t - 1], path[t]] += 1
             pairs[path[t]].append((z[t - 1], z[t]))
-    total += sum(transition_evidence(own, prior.dynamics) for own in pairs)
+    tied, noise = prior.dynamics.scale.ndim == 2, None
+    for own in pairs:
+        evidence, after = transition_evidence(own, prior.state_dynamics, noise)
+        total, noise = total + evidence, after if tied else None
     total += dirichlet_evidence(initial, prior.initial_states.concentration.numpy())
     rows = prior.transitions.concentration.numpy()
     return total + sum(dirichlet_evidence(counts[k], rows[k]) for k in range(n_states))

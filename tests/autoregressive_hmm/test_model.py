@@ -13,10 +13,13 @@ from sksvae.autoregressive_hmm.sequences import point_part
 from sksvae.expfam import MNIW, NIW, Dirichlet
 from sksvae.graphical.gaussian_chain import chain_stats
 from sksvae.graphical.transition_tables import EnergyTable
+from tests.expfam.test_tied_mniw import stacked
 
 from . import cases
 
 LENGTHS = [5, 1, 8, 2]
+
+each_kind = pytest.mark.parametrize("tied", [False, True], ids=["separate", "tied"])
 
 
 def split(points, lengths):
@@ -27,9 +30,10 @@ def assert_close(got, want, **tolerance):
     torch.testing.assert_close(torch.as_tensor(got), torch.as_tensor(want), **tolerance)
 
 
-def test_the_bound_of_one_state_is_the_evidence():
+@each_kind
+def test_the_bound_of_one_state_is_the_evidence(tied):
     points, _ = cases.switching(0, n_states=1, lengths=LENGTHS)
-    prior = cases.prior(1)
+    prior = cases.prior(1, tied=tied)
     problem = Problem.build(point_sequences(points, LENGTHS, max_rows=8).parts, prior)
     zeros = [[0] * length for length in LENGTHS]
     want = cases.path_evidence(split(points, LENGTHS), zeros, prior)
@@ -38,10 +42,11 @@ def test_the_bound_of_one_state_is_the_evidence():
     assert expectation.bound == pytest.approx(want, rel=1e-10)
 
 
-def test_the_bound_is_between_the_best_path_and_the_evidence():
+@each_kind
+def test_the_bound_is_between_the_best_path_and_the_evidence(tied):
     lengths = [4, 3]
     points, _ = cases.switching(3, n_states=2, lengths=lengths, stay=0.6)
-    prior = cases.prior(2, stickiness=2.0)
+    prior = cases.prior(2, stickiness=2.0, tied=tied)
     problem = Problem.build(point_sequences(points, lengths).parts, prior)
     paths = list(itertools.product(*(itertools.product(range(2), repeat=n) for n in lengths)))
     joint = [cases.path_evidence(split(points, lengths), path, prior) for path in paths]
@@ -56,19 +61,20 @@ def test_the_bound_is_between_the_best_path_and_the_evidence():
     assert max(bounds) <= evidence
 
 
+@each_kind
 @pytest.mark.parametrize("certain", [False, True])
-def test_the_bound_sums_over_all_paths(certain):
+def test_the_bound_sums_over_all_paths(certain, tied):
     part = cases.random_posteriors([4, 1, 3])
     if certain:
         part = point_part(part.mean, part.mask)
-    prior = cases.prior(3)
+    prior = cases.prior(3, tied=tied)
     problem = Problem.build([part], prior)
     posterior = problem.with_labels(torch.tensor([0, 1, 2, 1, 1, 2, 0, 0]))
     log_initial, log_rows = (
         Dirichlet().standard_expected_stats(p).log_probabilities for p in posterior[2:]
     )
-    energies = EnergyTable.build(MNIW().standard_expected_stats(posterior.dynamics)).energies(part)
-    want = 0.0
+    stats = MNIW().standard_expected_stats(posterior.state_dynamics)
+    energies, want = EnergyTable.build(stats).energies(part), 0.0
     for chain, length in zip(energies, part.mask.sum(-1).tolist(), strict=True):
         terms = [
             log_initial[path[0]]
@@ -82,22 +88,24 @@ def test_the_bound_sums_over_all_paths(certain):
     second = part.second_moment[:, 0]
     want += (part.mean[:, 0] @ first.precision_mean).sum() - 0.5 * (second * first.precision).sum()
     want += 0.5 * 3 * (first.log_det_precision - first.quadratic - 2 * np.log(2 * np.pi))
+    joint = stacked if tied else lambda dynamics: dynamics
     for family, q, p in zip(
         (NIW(), MNIW(), Dirichlet(), Dirichlet()),
-        posterior._replace(initial=problem.initial),
-        prior,
+        posterior._replace(initial=problem.initial, dynamics=joint(posterior.dynamics)),
+        prior._replace(dynamics=joint(prior.dynamics)),
         strict=True,
     ):
         want -= family.kl(family.to_natural(q), family.to_natural(p)).sum()
     assert problem.expect(posterior).bound == pytest.approx(float(want), rel=1e-10)
 
 
-def test_coordinate_ascent_never_loses():
+@each_kind
+def test_coordinate_ascent_never_loses(tied):
     for part in (cases.random_posteriors([30, 20]), None):
         if part is None:
             points, _ = cases.switching(1, lengths=[60, 40])
             part = point_sequences(points, [60, 40]).parts[0]
-        problem = Problem.build([part], cases.prior(4))
+        problem = Problem.build([part], cases.prior(4, tied=tied))
         generator = torch.Generator().manual_seed(0)
         labels = torch.randint(4, (problem.n_rows,), generator=generator)
         _, bounds = problem.ascend(problem.with_labels(labels), 40, -1.0)
@@ -131,8 +139,9 @@ def test_fast_paths_for_points_agree_with_slow_ones(dim):
         assert_close(got, want, rtol=1e-10, atol=1e-10)
 
 
-def test_steps_without_a_label_are_left_out():
-    problem, points, labels = cases.problem(lengths=(30,))
+@each_kind
+def test_steps_without_a_label_are_left_out(tied):
+    problem, points, labels = cases.problem(lengths=(30,), tied=tied)
     known = labels.clone()
     known[20:] = -1
     part = Problem.build(point_sequences(points[:20], [20]).parts, problem.prior)

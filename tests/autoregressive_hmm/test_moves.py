@@ -25,6 +25,8 @@ from . import cases
 
 TOL = 1e-5
 
+each_kind = pytest.mark.parametrize("tied", [False, True], ids=["separate", "tied"])
+
 
 def climb_from(problem, labels, max_iter=50):
     return Climb(problem, problem.with_labels(labels), TOL, max_iter)
@@ -53,8 +55,9 @@ def hard_statistics(problem, labels):
     )
 
 
-def test_gains_of_merges_are_exact_where_states_are_certain():
-    problem, _, labels = cases.problem(n_prior=4, lengths=(60,))
+@each_kind
+def test_gains_of_merges_are_exact_where_states_are_certain(tied):
+    problem, _, labels = cases.problem(n_prior=4, lengths=(60,), tied=tied)
     labels = torch.where(torch.arange(60) < 20, 3, labels)
     sequence = [problem.stacking.means.numpy()]
     before = cases.path_evidence(sequence, [labels.tolist()], problem.prior)
@@ -86,8 +89,9 @@ def test_pairs_to_merge_have_no_state_in_common():
     assert disjoint_pairs(gains) == [(1, 2), (0, 3)]
 
 
-def test_a_merge_repairs_a_state_that_is_split():
-    problem, _, states = cases.problem(n_prior=4)
+@each_kind
+def test_a_merge_repairs_a_state_that_is_split(tied):
+    problem, _, states = cases.problem(n_prior=4, tied=tied)
     half = torch.arange(len(states)) < 300
     climb = climb_from(problem, torch.where((states == 0) & half, 3, states))
     assert used(climb) == 4
@@ -107,8 +111,9 @@ def test_several_merges_at_once():
     assert agreement(climb, states) > 0.95
 
 
-def test_a_birth_repairs_two_states_that_are_one():
-    problem, _, states = cases.problem()
+@each_kind
+def test_a_birth_repairs_two_states_that_are_one(tied):
+    problem, _, states = cases.problem(tied=tied)
     climb = climb_from(problem, states.clamp_min(1))
     assert used(climb) == 2
     assert agreement(climb, states) < 0.8
@@ -174,16 +179,18 @@ def test_nothing_is_kept_that_loses():
     assert not try_deletion(climb)
 
 
-def test_moves_with_no_transition():
-    problem, *_ = cases.problem(lengths=[1] * 6)
+@each_kind
+def test_moves_with_no_transition(tied):
+    problem, *_ = cases.problem(lengths=[1] * 6, tied=tied)
     climb = climb_from(problem, torch.arange(6) % 3)
     improve(climb, 5, torch.Generator().manual_seed(0))
     assert climb.history == sorted(climb.history)
 
 
-def test_the_evidence_of_labels_is_exact():
+@each_kind
+def test_the_evidence_of_labels_is_exact(tied):
     lengths = [9, 6, 30]
-    problem, _, labels = cases.problem(n_prior=4, lengths=lengths)
+    problem, _, labels = cases.problem(n_prior=4, lengths=lengths, tied=tied)
     proposals = [labels, torch.where(labels == 1, 3, labels), torch.zeros_like(labels)]
     segments = Segments.of(problem, labels, 4)
     sequences = [z.numpy() for z in problem.stacking.means.split(sorted(lengths))]
@@ -194,4 +201,4 @@ def test_the_evidence_of_labels_is_exact():
         for p in proposals
     ]
     got = label_evidence(problem, segments, proposals).numpy()
-    np.testing.assert_allclose(np.diff(got), np.diff(want), rtol=1e-8)
+    np.testing.assert_allclose(np.diff(got), np.diff(want), rtol=1e-8, atol=1e-10)

@@ -67,8 +67,9 @@ def test_few_steps_and_few_states(n_states, lengths):
     assert np.isfinite(problem.expect(start).bound)
 
 
-def test_priors_of_other_sizes_stay_alike():
-    prior = SwitchingPrior.sticky(3, DynamicsPrior.isotropic(2))
+@pytest.mark.parametrize("tied", [False, True])
+def test_priors_of_other_sizes_stay_alike(tied):
+    prior = SwitchingPrior.sticky(3, DynamicsPrior.isotropic(2), tied=tied)
     for field, other in zip(
         torch.utils._pytree.tree_leaves(with_states(prior, 5).select(torch.arange(3))),
         torch.utils._pytree.tree_leaves(prior),

@@ -10,6 +10,7 @@ import torch
 from sksvae.estimators.scaling import Scaling
 from sksvae.estimators.sequence_start import dynamics_bound, fit_dynamics
 from sksvae.estimators.state_moves import drop_states, order_states, recall_states, state_weights
+from sksvae.expfam import TiedMNIWParams
 from sksvae.graphical import SwitchingDynamicsModel
 from sksvae.sequence_objective import SequenceRows
 
@@ -65,6 +66,20 @@ def test_states_that_have_counted_nothing_weigh_the_same():
     torch.testing.assert_close(
         state_weights(SwitchingDynamicsModel(prior)), torch.full((2,), 0.5, dtype=torch.float64)
     )
+
+
+def test_states_that_share_their_noise_are_weighed_and_selected():
+    graphical = build()[0].graphical
+
+    def shared(params):
+        scale, mean, mean_precision, dof = params.dynamics
+        return params._replace(dynamics=TiedMNIWParams(scale[0], mean, mean_precision, dof.sum()))
+
+    tied = SwitchingDynamicsModel(shared(graphical.prior), shared(graphical.posterior))
+    weights = state_weights(tied)
+    torch.testing.assert_close(weights, state_weights(graphical))
+    turned = state_weights(tied.select(torch.tensor([1, 0])))
+    torch.testing.assert_close(turned, weights.flip(0))
 
 
 # ---- giving up ----

@@ -11,7 +11,8 @@ import torch
 from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning
 
-from sksvae import SVAELinearDynamics
+from sksvae import SVAELinearDynamics, SVAESwitchingLDS
+from sksvae.estimators.base import BaseSVAE
 from sksvae.sequence_objective import SequenceRows
 
 from .cases import assert_same_attributes, fitted_attributes
@@ -187,22 +188,53 @@ def test_refitted_dynamics_are_those_of_the_new_data(monkeypatch):
         estimator.refit_dynamics(np.full_like(SMALL, np.nan))
 
 
-def test_networks_are_pretrained_with_one_state():
-    """If there are any; and epochs of both kinds are told."""
+def test_networks_are_pretrained_on_single_steps(monkeypatch):
+    """If there are any networks; dynamics are found afterwards."""
+    seen = []
+
+    def pretrain(self, model, rows, *rest):
+        seen.append(rows)
+        before = model.encoder.bias.clone()
+        BaseSVAE._pretrain(self, model, rows, *rest)
+        assert not torch.equal(model.encoder.bias, before)
+
+    monkeypatch.setattr(SVAESwitchingLDS, "_pretrain", pretrain)
     estimator = quick(hidden_layer_sizes=(5,), pretraining_iter=3, max_iter=2).fit(SMALL)
     assert estimator.n_iter_ == len(estimator.lower_bounds_) == 5
-    single = SVAELinearDynamics(
-        2,
-        hidden_layer_sizes=(5,),
-        max_iter=1,
-        learning_rate_init=estimator.learning_rate_init,
-        transition_precision_prior=1.0,
-        noise_covariance_prior=0.1,
-        random_state=0,
-    ).fit(SMALL)
-    assert estimator.lower_bounds_[0] == pytest.approx(single.lower_bounds_[0], abs=0.05)
+    assert estimator.n_states_ == 2
+    (rows,) = seen
+    assert (rows.lengths == 1).all()
+    observed = rows.observed * estimator.scale_ + estimator.location_
+    np.testing.assert_allclose(observed, SMALL.reshape(-1, 3))
     assert quick(pretraining_iter=3).fit(SMALL).n_iter_ == 2
     assert quick(1, hidden_layer_sizes=(5,), pretraining_iter=3).fit(SMALL).n_iter_ == 2
+    assert len(seen) == 1
+
+
+def test_the_number_of_latents_has_the_best_bound_of_the_start():
+    """The fit is then that with this number given, to the bit."""
+    settings = {"max_iter": 1, "transition_precision_prior": 1.0}
+    chosen = quick(latent_dim=None, **settings).fit(X)
+    assert chosen.latent_dim_ == 2
+    given = quick(latent_dim=2, **settings).fit(X)
+    assert chosen.architecture_["latent_dim"] is None
+    chosen.architecture_ = given.architecture_
+    assert_same_attributes(chosen, given)
+    assert given.lower_bound_ > quick(latent_dim=8, **settings).fit(X).lower_bound_
+
+
+@pytest.mark.parametrize(
+    ("params", "dims"),
+    [
+        ({}, (14, 8, 4, 2)),
+        ({"latent_dim": 3}, (3,)),
+        ({"noise_covariance_prior": np.eye(5)}, (5,)),
+        ({"degrees_of_freedom_prior": 5.0}, (4, 2)),
+    ],
+    ids=str,
+)
+def test_what_is_given_limits_the_number_of_latents(params, dims):
+    assert SVAESwitchingLDS(**params)._latent_dims() == dims
 
 
 UNUSUAL = [
@@ -211,6 +243,7 @@ UNUSUAL = [
     {"implicit_gradient": "unrolled", "max_updates": 2, "n_draws": 2, "likelihood": "student_t"},
     {"noise_covariance_prior": [[2.0, 0.1], [0.1, 1.0]], "degrees_of_freedom_prior": 1.5},
     {"n_states": 4, "sequence_length": 7, "batch_size": 3, "latent_dim": 4},
+    {"noise_covariance_type": "tied", "n_starts": 3},
     {"stickiness_prior": 1.0, "transition_concentration_prior": 5.0, "standardize": False},
     {"latent_dim": None, "sequence_length": 1, "activation": "tanh", "hidden_layer_sizes": (3, 2)},
 ]

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from sksvae.expfam import DirichletParams, MNIWParams, NIWParams
+from sksvae.expfam import DirichletParams, MNIWParams, NIWParams, TiedMNIWParams
 from sksvae.graphical import DynamicsPrior, Potentials, SwitchingDynamicsModel, SwitchingPrior
 from sksvae.inference import FixedPointSettings
 from tests.graphical.dynamics_cases import normal, positive
@@ -16,10 +16,12 @@ TIGHT = FixedPointSettings(max_updates=5000, tol=1e-14, max_solver_steps=1000, s
 LENGTHS = [6, 1, 4, 2, 5]
 
 
-def random_model(n_states=3, dim=2, seed=0, dtype=torch.float64, certainty=1.0, spread=0.6):
+def random_model(
+    n_states=3, dim=2, seed=0, dtype=torch.float64, certainty=1.0, spread=0.6, tied=False
+):
     """Model whose q(theta) has nothing symmetric; ``certainty`` scales its pseudo-counts."""
     prior = SwitchingPrior.sticky(
-        n_states, DynamicsPrior.isotropic(dim, persistence=0.9), stickiness=4.0
+        n_states, DynamicsPrior.isotropic(dim, persistence=0.9), stickiness=4.0, tied=tied
     )
     states = range(n_states)
     rotations = [torch.linalg.qr(normal(dim, dim, seed=seed + k)).Q for k in states]
@@ -28,6 +30,13 @@ def random_model(n_states=3, dim=2, seed=0, dtype=torch.float64, certainty=1.0, 
     scales = torch.stack([positive(dim, seed + 200 + k) for k in states])
     counts = torch.stack([5.0 * positive(dim + 1, seed + 300 + k) for k in states])
     one = torch.ones((), dtype=torch.float64)
+    dynamics = MNIWParams(
+        0.3 * dof[:, None, None] * scales,
+        torch.cat([0.9 * torch.stack(rotations), offsets], -1),
+        certainty * counts,
+        dof,
+    )
+    shared = TiedMNIWParams(dynamics.scale[-1], *dynamics[1:3], dof[-1])
     posterior = SwitchingPrior(
         NIWParams(
             2.0 * dof[0] * positive(dim, seed + 400),
@@ -35,12 +44,7 @@ def random_model(n_states=3, dim=2, seed=0, dtype=torch.float64, certainty=1.0, 
             3.0 * certainty * one,
             dof[0],
         ),
-        MNIWParams(
-            0.3 * dof[:, None, None] * scales,
-            torch.cat([0.9 * torch.stack(rotations), offsets], -1),
-            certainty * counts,
-            dof,
-        ),
+        shared if tied else dynamics,
         DirichletParams(certainty * normal(n_states, seed=seed + 500).exp()),
         DirichletParams(
             certainty
@@ -70,7 +74,8 @@ class Enumerated(NamedTuple):
 
 def enumerate_paths(model, n_steps):
     """Entry by entry from the standard parameters, with residuals as in the textbook."""
-    initial, dynamics, first, table = model.posterior
+    initial, _, first, table = model.posterior
+    dynamics = model.posterior.state_dynamics
     n_states, dim = model.n_states, model.latent_dim
 
     def expected_log(concentration):

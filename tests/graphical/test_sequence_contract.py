@@ -15,10 +15,15 @@ from tests.graphical.dynamics_cases import LOCAL, assert_close, normal, random_e
 TIGHT = FixedPointSettings(max_updates=5000, tol=1e-14, solver_tol=1e-13)
 LENGTHS = [6, 1, 4]
 
-# Registered name -> builder of a model that has learned something, and its number of states.
+# Registered name, and kind after a comma -> builder of a model that has learned something, and its
+# number of states.
 CASES = {
     "linear_dynamics": (lambda dim, dtype: dynamics_cases.random_model(dim, dtype=dtype), 1),
     "switching_dynamics": (lambda dim, dtype: switching_cases.random_model(3, dim, dtype=dtype), 3),
+    "switching_dynamics, tied": (
+        lambda dim, dtype: switching_cases.random_model(3, dim, dtype=dtype, tied=True),
+        3,
+    ),
 }
 
 each_model = pytest.mark.parametrize("name", CASES)
@@ -29,15 +34,19 @@ def build(name, dim=2, dtype=torch.float64):
     return CASES[name][0](dim, dtype)
 
 
+def model_type(name):
+    return SEQUENCE_MODELS[name.split(",")[0]]
+
+
 def infer(model, potentials, mask, settings=TIGHT, **options):
     return model.infer(potentials, model.expected_params(), mask, settings=settings, **options)
 
 
 def test_every_registered_model_has_a_case():
-    assert set(CASES) == set(SEQUENCE_MODELS)
+    assert {name.split(",")[0] for name in CASES} == set(SEQUENCE_MODELS)
     for name in CASES:
-        assert issubclass(SEQUENCE_MODELS[name], SequenceModel)
-        assert type(build(name)) is SEQUENCE_MODELS[name]
+        assert issubclass(model_type(name), SequenceModel)
+        assert type(build(name)) is model_type(name)
         assert build(name, dim=3).latent_dim == 3
 
 
@@ -122,7 +131,7 @@ def test_without_data_a_full_natural_step_returns_to_the_prior(name):
 def test_state_round_trip(name, dtype):
     model = build(name, dtype=dtype)
     potentials, mask = random_evidence(LENGTHS, dtype=dtype)
-    again = SEQUENCE_MODELS[name].from_state(model.state())
+    again = model_type(name).from_state(model.state())
     assert again.state().keys() == model.state().keys()
     first, second = (infer(m, potentials, mask, FixedPointSettings()) for m in (model, again))
     for field in dataclasses.fields(first):

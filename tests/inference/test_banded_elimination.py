@@ -80,10 +80,11 @@ def test_it_is_elimination_step_by_step(dtype, tolerance):
 
 def test_it_is_for_small_batches_on_a_cpu():
     cpu = torch.device("cpu")
-    assert banded_pays(3, 5, torch.float32, cpu)
-    assert not banded_pays(300, 5, torch.float32, cpu)
-    assert not banded_pays(3, 5, torch.float16, cpu)
-    assert not banded_pays(3, 5, torch.float32, torch.device("cuda"))
+    assert banded_pays(3, 9, 5, torch.float32, cpu)
+    assert not banded_pays(300, 1, 2, torch.float32, cpu)
+    assert not banded_pays(300, 90, 5, torch.float32, cpu)
+    assert not banded_pays(3, 9, 5, torch.float16, cpu)
+    assert not banded_pays(3, 9, 5, torch.float32, torch.device("cuda"))
 
 
 def test_inputs_are_left_alone():
