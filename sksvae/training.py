@@ -37,9 +37,6 @@ class TrainingSettings:
         Step size of Adam.
     anneal : bool
         Whether the learning rate falls to zero along a half cosine over ``max_iter`` epochs.
-    warm_up : bool
-        Whether it rises to that from zero over the first epoch, if it falls: the first steps of
-        Adam move all weights by the whole rate, which undoes what trained networks know.
     n_draws : int
         Monte Carlo draws per row for the reconstruction.
     beta, capacity : float
@@ -66,7 +63,6 @@ class TrainingSettings:
     batch_size: int
     learning_rate: float
     anneal: bool = True
-    warm_up: bool = False
     n_draws: int = 1
     beta: float = 1.0
     capacity: float = 0.0
@@ -156,11 +152,8 @@ class Trainer:
 
     def set_progress(self, fraction: float) -> None:
         """Set the learning rate for a point of training between 0 and 1."""
-        settings = self.settings
-        if settings.anneal:
+        if self.settings.anneal:
             factor = 0.5 * (1.0 + math.cos(math.pi * min(fraction, 1.0)))
-            if settings.warm_up:
-                factor *= min(fraction * settings.max_iter, 1.0)
             for group in self.adam.param_groups:
                 group["lr"] = group["initial_lr"] * factor
 

@@ -43,17 +43,6 @@ def test_learning_rates_fall_along_half_a_cosine():
     torch.testing.assert_close(noise, 0.5 * want, rtol=1e-12, atol=1e-12)
 
 
-def test_learning_rates_rise_over_the_first_epoch_if_asked_to():
-    settings = {"warm_up": True, "max_iter": 4}
-    trainer = make_trainer(nonlinear_model(mixture(2), GaussianLikelihood()), **settings)
-    rates = []
-    for fraction in (0.0, 0.125, 0.25, 0.5):
-        trainer.set_progress(fraction)
-        rates.append(trainer.adam.param_groups[0]["lr"])
-    falling = [0.005 * (1 + math.cos(math.pi * part)) for part in (0.125, 0.25)]
-    assert rates == pytest.approx([0.0, 0.5 * falling[0], falling[1], 0.005])
-
-
 def test_the_noise_of_the_likelihood_has_a_learning_rate_of_its_own():
     model = nonlinear_model(mixture(2), GaussianLikelihood())
     before = {name: value.detach().clone() for name, value in model.named_parameters()}

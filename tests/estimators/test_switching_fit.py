@@ -211,6 +211,17 @@ def test_networks_are_pretrained_on_single_steps(monkeypatch):
     assert len(seen) == 1
 
 
+def test_networks_are_refined_at_a_tenth_of_the_learning_rate():
+    settings = {"hidden_layer_sizes": (5,), "learning_rate_init": 0.01}
+    rates = {
+        epochs: quick(pretraining_iter=epochs, **settings)._training_settings(100).learning_rate
+        for epochs in (0, 3)
+    }
+    assert rates == {0: 0.01, 3: pytest.approx(0.001)}
+    pretraining = quick(pretraining_iter=3, **settings)._training_settings(100, anneal=False)
+    assert pretraining.learning_rate == 0.01
+
+
 def test_the_number_of_latents_has_the_best_bound_of_the_start():
     """The fit is then that with this number given, to the bit."""
     settings = {"max_iter": 1, "transition_precision_prior": 1.0}
