@@ -28,6 +28,7 @@ from sksvae.training import EpochRecord, TrainingSettings
 # Of the learning rate after pretraining. Networks that know fine details forget them in the first
 # steps of Adam at the whole rate: bounds of the moving curves fell from 214 to 15 nats.
 _REFINING = 0.1
+_STEPS_PER_LATENT = 10  # at least: of fewer steps the priors of many latents outweigh all they tell
 _VB_ITER = 10  # rounds of variational Bayes with the potentials of the encoder
 _VB_TOL = 1e-3  # nats per step
 
@@ -47,7 +48,7 @@ class SVAESwitchingLDS(DynamicsFit, StatePredictions):
         Most discrete states.
     latent_dim : int or None, default=None
         Dimension of the latents; ``None``: of 14, 8, 4 and 2 the one with the best bound before
-        training, on at most 20,000 steps. It may exceed the number of features: what a single row
+        training, on at most 20,000 steps, and no more than one for ten steps. It may exceed the number of features: what a single row
         does not tell, such as a velocity, is inferred from its neighbours. States that share too
         few latents move in ways that no linear dynamics describe, and with too many the dynamics
         of a single state fit everything.
@@ -352,8 +353,9 @@ class SVAESwitchingLDS(DynamicsFit, StatePredictions):
 
         On real and synthetic recordings bounds of starts were in the order of those of whole fits.
         """
-        dims, best_bound = self._latent_dims(), -math.inf
-        best = dims[0]
+        dims = self._latent_dims()
+        dims = tuple(dim for dim in dims if dim * _STEPS_PER_LATENT <= len(windows)) or dims[-1:]
+        best, best_bound = dims[0], -math.inf
         for latent_dim in dims if len(dims) > 1 else ():
             # As with this dimension given, from the same random numbers.
             generator = torch.Generator(device=self.device).manual_seed(seed)
