@@ -126,6 +126,8 @@ def test_the_kind_of_switching_dynamics_comes_back(tied, dtype):
     model = SequenceVAE(
         N_FEATURES, LATENT_DIM, (6,), "tanh", likelihood, graphical, ones, ones, TIGHT
     ).to(dtype)
+    for parameter in model.parameters():
+        torch.nn.init.uniform_(parameter, -0.5, 0.5)
     architecture = dataclasses.replace(ARCHITECTURE, graphical="switching_dynamics")
     state = model_to_arrays(model)
     again = model_from_arrays(pickle.loads(pickle.dumps(state)), architecture)

@@ -48,10 +48,10 @@ class SVAESwitchingLDS(DynamicsFit, StatePredictions):
         Most discrete states.
     latent_dim : int or None, default=None
         Dimension of the latents; ``None``: of 14, 8, 4 and 2 the one with the best bound before
-        training, on at most 20,000 steps, and no more than one for ten steps. It may exceed the number of features: what a single row
-        does not tell, such as a velocity, is inferred from its neighbours. States that share too
-        few latents move in ways that no linear dynamics describe, and with too many the dynamics
-        of a single state fit everything.
+        training, on at most 20,000 steps, and no more than one for ten steps. It may exceed the
+        number of features: what a single row does not tell, such as a velocity, is inferred from
+        its neighbours. States that share too few latents move in ways that no linear dynamics
+        describe, and with too many the dynamics of a single state fit everything.
     hidden_layer_sizes : array-like of int, default=(100,)
         Hidden layers of the encoder, mirrored in the decoder. ``()`` makes both linear.
     activation : {'identity', 'logistic', 'tanh', 'relu'}, default='relu'

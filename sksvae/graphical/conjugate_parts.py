@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Learning of a q(theta) that is a product of exponential families."""
 
-from abc import abstractmethod
 from collections.abc import Sequence
 from functools import cached_property
 from operator import add
@@ -17,20 +16,21 @@ from sksvae.graphical.api import ConjugateModel, PosteriorT
 class ConjugateParts(ConjugateModel[PosteriorT]):
     """What of a `ConjugateModel` follows from the families of its parameters alone.
 
-    Subclasses name the type of the parameters and add inference.
+    Subclasses name the families and add inference.
 
     Parameters
     ----------
     prior : parameters_type
         Prior over the parameters.
     posterior : parameters_type or None, default=None
-        ``q(theta)``, of the same families; starts at the prior.
+        ``q(theta)``; starts at the prior.
 
     Attributes
     ----------
     parameters_type : type
-        Named tuple of the standard parameters of the parts, such as `SwitchingPrior`, with a
-        property ``families``.
+        Named tuple of the standard parameters of the parts, such as `SwitchingPrior`.
+    families : tuple of {Dirichlet, NIW, MNIW, TiedMNIW}
+        That of each part. A part may be a batch of independent distributions.
 
     Examples
     --------
@@ -41,20 +41,11 @@ class ConjugateParts(ConjugateModel[PosteriorT]):
     """
 
     parameters_type: ClassVar[Any]
+    families: tuple[Dirichlet | NIW | MNIW | TiedMNIW, ...]
 
     def __init__(self, prior: Any, posterior: Any = None) -> None:
         self.prior = prior
         self.posterior = prior if posterior is None else posterior
-        if self.posterior.families != prior.families:
-            raise ValueError(
-                f"posterior must have the families of the prior, {prior.families}, "
-                f"got {self.posterior.families}."
-            )
-
-    @property
-    def families(self) -> tuple[Dirichlet | NIW | MNIW | TiedMNIW, ...]:
-        """That of each part. A part may be a batch of independent distributions."""
-        return self.prior.families
 
     @cached_property
     def _natural_prior(self) -> tuple[tuple[Tensor, ...], ...]:
@@ -129,6 +120,6 @@ class ConjugateParts(ConjugateModel[PosteriorT]):
         return cls(read("prior"), read("posterior"))
 
     @classmethod
-    @abstractmethod
     def _types_of(cls, state: dict[str, Tensor]) -> tuple[Any, ...]:
         """Types of the standard parameters of the parts that a state holds."""
+        return tuple(family.standard_type for family in cls.families)

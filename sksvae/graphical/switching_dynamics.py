@@ -10,11 +10,13 @@ from torch import Tensor
 from sksvae.expfam import (
     MNIW,
     NIW,
+    Dirichlet,
     DirichletParams,
     MNIWParams,
     MNIWSample,
     NIWParams,
     NIWSample,
+    TiedMNIW,
     TiedMNIWParams,
 )
 from sksvae.graphical.api import DEFAULT_SETTINGS, ChainPosterior, Potentials, SequenceModel
@@ -81,7 +83,17 @@ class SwitchingDynamicsModel(ConjugateParts[ChainPosterior], SequenceModel):
 
     def __init__(self, prior: SwitchingPrior, posterior: SwitchingPrior | None = None) -> None:
         super().__init__(prior, posterior)
+        if self.posterior.families != prior.families:
+            raise ValueError(
+                f"posterior must have the families of the prior, {prior.families}, "
+                f"got {self.posterior.families}."
+            )
         self.latent_dim = prior.initial.mean.shape[-1]
+
+    @property
+    def families(self) -> tuple[Dirichlet | NIW | MNIW | TiedMNIW, ...]:  # type: ignore[override]
+        """That of each part: of the dynamics, whether states share their noise."""
+        return self.prior.families
 
     @property
     def n_states(self) -> int:
