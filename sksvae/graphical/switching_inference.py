@@ -223,10 +223,12 @@ class _Curvature:
         product: Callable[[Tensor], Tensor],
     ) -> None:
         self.problem, self.point, self.updates, self.method = problem, point, updates, method
-        self.rows, self.product = torch.arange(len(point), device=point.device), product
+        self.whole = torch.arange(len(point), device=point.device), product
+        self.rows, self.product = self.whole
 
     def __call__(self, v: Tensor, rows: Tensor | None) -> Tensor:
-        if rows is None:
+        if rows is None:  # a solve begins, which another one may have done before
+            self.rows, self.product = self.whole
             return self.product(v)
         if 4 * len(rows) <= len(self.rows):
             self.rows, self.product = rows, self._product_of(rows)

@@ -72,6 +72,19 @@ def test_implicit_gradients_are_those_through_all_rounds():
     assert errors.max() > 1e-2
 
 
+def test_a_gradient_may_be_taken_twice():
+    """Though each solve leaves sequences out as they are done."""
+    model = random_model()
+    potentials, mask = random_evidence([2, 3, 6, 6, 2, 2, 2, 2])
+    leaves = Potentials(*(field.clone().requires_grad_() for field in potentials))
+    noise = normal(1, *mask.shape, 2, seed=3)
+    posterior = model.infer(leaves, model.expected_params(), mask, noise, settings=TIGHT)
+    value = objective(posterior)
+    first, second = (torch.autograd.grad(value, leaves, retain_graph=True) for _ in range(2))
+    for got, want in zip(second, first, strict=True):
+        assert_close(got, want, **EXACT)
+
+
 def test_gradients_agree_with_finite_differences():
     model = random_model(2, dim=1)
     (r, R), mask = random_evidence([4, 2], dim=1, unobserved=0.0)
