@@ -57,7 +57,7 @@ class DynamicsFit(SequenceSVAE):
         scale, dof = self.noise_covariance_prior, self.degrees_of_freedom_prior
         if self.latent_dim is not None:
             dims: tuple[int, ...] = (int(self.latent_dim),)
-        elif scale is None or isinstance(scale, Real):
+        elif scale is None or isinstance(scale, Real) or not len(scale):
             dims = self._OPEN_LATENT_DIMS
         else:
             dims = (len(scale),)
