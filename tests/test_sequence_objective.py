@@ -128,10 +128,41 @@ def test_potentials_shrink_with_what_is_missing():
     for whole, part in zip(model.encode(complete), model.encode(gappy), strict=True):
         assert (part[[0, 6, 7, 8]] == 0).all()
         assert torch.equal(whole[[1, 2, 4, 5]], part[[1, 2, 4, 5]])
-    share = 1 - 1 / N_FEATURES
-    filled = SequenceRows(gappy.encoded, gappy.encoded, gappy.lengths)
-    for whole, part in zip(model.encode(filled), model.encode(gappy), strict=True):
-        torch.testing.assert_close(part[3], share * whole[3])
+
+
+def test_missing_values_are_filled_with_what_the_rest_says():
+    """In a linear model that is where a linear map of them has its fixed point."""
+    model, W, b = build(hidden=())
+    observed = data(gaps=True).observed
+    observed[4, 2], observed[3, 0] = torch.nan, torch.nan
+    rows = SequenceRows(observed, observed.nan_to_num(nan=0.0), torch.tensor(LENGTHS))
+    r, R = model.encode(rows)
+    E, precision = model.encoder.skip, model.encoder(rows.encoded[:1])[1][0]
+    shrunk = (E * (precision / (precision + 1))) @ W.T  # features to features
+    for t in (3, 4):
+        gone = observed[t].isnan()
+        share = 1 - gone.to(r.dtype).mean()
+        torch.testing.assert_close(R[t], share * precision)
+        offset = (model.encoder.bias * precision / (precision + 1)) @ W.T + b
+        known = rows.encoded[t] @ shrunk + offset
+        eye = torch.eye(int(gone.sum()), dtype=r.dtype)
+        filled = rows.encoded[t].clone()
+        filled[gone] = torch.linalg.solve(eye - shrunk[gone][:, gone].T, known[gone])
+        want = filled @ E + model.encoder.bias
+        rate = torch.linalg.eigvals(shrunk[gone][:, gone]).abs().max()
+        error = (r[t] / R[t] - want).norm()
+        zeros = (rows.encoded[t] @ E + model.encoder.bias - want).norm()
+        assert error < 2 * rate**8 * zeros + 1e-12
+        assert error < 0.5 * zeros
+
+
+def test_one_step_is_filled_whatever_the_others_miss():
+    model, _, _ = build()
+    gappy = data(gaps=True)
+    for field, alone in zip(
+        model.encode(gappy), model.encode(gappy.take(torch.tensor([0]))), strict=True
+    ):
+        torch.testing.assert_close(alone, field[:5])
 
 
 # Memory of states --------------------------------------------------------------------------------
