@@ -292,16 +292,24 @@ class SequenceVAE(StructuredVAE):
         """Steps with what is missing as decoder and encoder, in turns, agree that it should be.
 
         In a linear model that is least squares on what was observed. Latents have about unit
-        variance, which holds those back of which a step says next to nothing.
+        variance, which holds those back of which a step says next to nothing. Where rounds do not
+        settle, nothing is filled in.
         """
         rows = (missing.any(-1) & ~missing.all(-1)).nonzero().squeeze(1)
         if not len(rows):
             return encoded
         own, gaps = encoded[rows], missing[rows]
-        filled = own
+        filled, settles = own, torch.ones_like(gaps[:, :1])
+        rounding = math.sqrt(torch.finfo(own.dtype).eps) * (1.0 + own.norm(dim=-1, keepdim=True))
+        last = torch.full_like(rounding, torch.inf)
         for _ in range(_FILLINGS):
             r, R = self.encoder(filled)
-            filled = torch.where(gaps, self.decoder(r / (R + 1.0))[..., 0, :], own)
+            said = torch.where(gaps, self.decoder(r / (R + 1.0))[..., 0, :], own)
+            change = (said - filled).norm(dim=-1, keepdim=True)
+            settles &= change <= last.maximum(rounding)
+            filled, last = said, change
+        # Far from what they were trained on, networks may lead ever further away.
+        filled = torch.where(settles, filled, own)
         return encoded.index_copy(0, rows, filled)
 
     def infer(

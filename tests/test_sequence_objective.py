@@ -156,6 +156,34 @@ def test_missing_values_are_filled_with_what_the_rest_says():
         assert error < 0.5 * zeros
 
 
+def test_filling_in_single_precision_agrees_with_double():
+    """After few rounds what changes is rounding errors, which may grow."""
+    model, _, _ = build(hidden=())
+    with torch.no_grad():
+        model.decoder.skip.mul_(0.1)
+    observed = data(gaps=True).observed
+    steps = [
+        SequenceRows(x, x.nan_to_num(nan=0.0), torch.tensor(LENGTHS))
+        for x in (observed, observed.float())
+    ]
+    want = model.encode(steps[0])
+    for got, field in zip(model.float().encode(steps[1]), want, strict=True):
+        torch.testing.assert_close(got.double(), field, rtol=1e-4, atol=1e-4)
+
+
+def test_networks_that_do_not_agree_fill_nothing_in():
+    """A decoder that says ten times as much leads away in each round."""
+    model, _, _ = build(hidden=())
+    gappy = data(gaps=True)
+    with torch.no_grad():
+        model.decoder.skip.mul_(10.0)
+        model.decoder.bias.zero_()
+        model.encoder.bias.zero_()
+    share = 1 - 1 / N_FEATURES
+    for field, zeros in zip(model.encode(gappy), model.encoder(gappy.encoded), strict=True):
+        torch.testing.assert_close(field[3], share * zeros[3])
+
+
 def test_one_step_is_filled_whatever_the_others_miss():
     model, _, _ = build()
     gappy = data(gaps=True)
