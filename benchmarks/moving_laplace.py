@@ -8,7 +8,12 @@ One JSON line per seed, then one with the medians and the worst::
 Of 512 sequences to train and 128 to test. States are compared with the true ones on the test
 sequences (ARI over steps, accuracy after matching). Steps 20 to 70 of those are then taken out and
 filled: root mean squared error of `impute`, of the mean of draws from it, of linear interpolation,
-and of `SVAELinearDynamics`.
+and of `SVAELinearDynamics`. States show with networks that were trained on single steps, in single
+precision, and one noise covariance, which takes a quarter of an hour a seed::
+
+    OMP_NUM_THREADS=1 python benchmarks/moving_laplace.py --no-linear --dtype float32 --settings \\
+        '{"latent_dim": 2, "hidden_layer_sizes": [200, 200], "pretraining_iter": 60, "max_iter": 6,
+          "learning_rate_init": 0.003, "batch_size": 500, "noise_covariance_type": "tied"}'
 """
 
 import argparse
