@@ -11,9 +11,9 @@ filled: root mean squared error of `impute`, of the mean of draws from it, of li
 and of `SVAELinearDynamics`. States show with networks that were trained on single steps, in single
 precision, and one noise covariance, which takes a quarter of an hour a seed::
 
-    OMP_NUM_THREADS=1 python benchmarks/moving_laplace.py --no-linear --dtype float32 --settings \\
-        '{"latent_dim": 2, "hidden_layer_sizes": [200, 200], "pretraining_iter": 60, "max_iter": 6,
-          "learning_rate_init": 0.003, "batch_size": 500, "noise_covariance_type": "tied"}'
+    OMP_NUM_THREADS=1 python benchmarks/moving_laplace.py --no-linear --dtype float32 --settings '{
+        "latent_dim": 2, "hidden_layer_sizes": [200, 200], "pretraining_iter": 60, "max_iter": 6,
+        "learning_rate_init": 0.003, "batch_size": 500, "noise_covariance_type": "tied"}'
 """
 
 import argparse
