@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Minibatch training: Adam for the networks, natural gradients for the graphical model."""
+"""Minibatch training: Adam or Muon for the networks, natural gradients for the graphical model."""
 
 import math
 from collections import deque
@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sksvae.adam import Adam
 from sksvae.distributed import current_process
 from sksvae.divergence import (
     KL_ADVICE,
@@ -21,6 +20,7 @@ from sksvae.divergence import (
     inference_may_fail,
 )
 from sksvae.objective import ELBOTerms, Rows, StructuredVAE
+from sksvae.optimizer import Optimizer
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,9 @@ class TrainingSettings:
     batch_size : int
         Rows of a minibatch.
     learning_rate : float
-        Step size of Adam.
+        Step size of the networks.
+    solver : {"adam", "muon"}
+        What moves weight matrices of perceptrons; all other parameters follow Adam.
     anneal : bool
         Whether the learning rate falls to zero along a half cosine over ``max_iter`` epochs.
     n_draws : int
@@ -62,6 +64,7 @@ class TrainingSettings:
     max_iter: int
     batch_size: int
     learning_rate: float
+    solver: str = "adam"
     anneal: bool = True
     n_draws: int = 1
     beta: float = 1.0
@@ -141,10 +144,8 @@ class Trainer:
         self.networks = list(model.parameters())
         # Steps change these tensors in place, and nothing puts others there.
         self._state = model.state_dict()
-        networks = [*model.encoder.parameters(), *model.decoder.parameters()]
-        noise, rate = list(model.likelihood_params.parameters()), settings.learning_rate
         # Like an optimiser of torch for those who keep its state, but not derived from one.
-        self.adam: Any = Adam([(networks, rate), (noise, settings.noise_rate * rate)])
+        self.optimizer: Any = Optimizer(_groups(model, settings))
 
     def copied_networks(self) -> dict[str, Tensor]:
         """State of the networks that further steps do not change."""
@@ -154,7 +155,7 @@ class Trainer:
         """Set the learning rate for a point of training between 0 and 1."""
         if self.settings.anneal:
             factor = 0.5 * (1.0 + math.cos(math.pi * min(fraction, 1.0)))
-            for group in self.adam.param_groups:
+            for group in self.optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * factor
 
     def noise(self, rows: Rows) -> Tensor:
@@ -201,7 +202,7 @@ class Trainer:
             parameter.grad = sums.pop(0)
         gradient = [sums.pop(0) for _ in params]
         rows.remind(sums)
-        self.adam.step()
+        self.optimizer.step()
         try:
             graphical.natural_step(gradient, step_size)
         except ValueError as error:
@@ -276,6 +277,22 @@ class Trainer:
         return EpochRecord(
             reconstruction - local_kl - global_kl, reconstruction, local_kl, global_kl
         )
+
+
+def _groups(
+    model: StructuredVAE, settings: TrainingSettings
+) -> list[tuple[list[Tensor], float, str]]:
+    """Tensors that move by one rule, at one rate."""
+    networks, rate = (model.encoder, model.decoder), settings.learning_rate
+    weights = [p for network in networks for p in network.mlp.parameters() if p.ndim == 2]
+    rest = [p for network in networks for p in network.parameters()]
+    noise = list(model.likelihood_params.parameters())
+    groups = [(rest, rate, "adam"), (noise, settings.noise_rate * rate, "adam")]
+    if settings.solver == "adam" or not weights:
+        return groups
+    taken = {id(p) for p in weights}
+    groups[0] = [p for p in rest if id(p) not in taken], rate, "adam"
+    return [(weights, rate, settings.solver), *groups]
 
 
 class Plateau:

@@ -147,7 +147,7 @@ class Bookkeeper:
     def __call__(self, rows, step_size):
         self.rows.append(rows.observed[:, 0].long())
         self.sizes.append(step_size)
-        self.rates.append(self.trainer.adam.param_groups[0]["lr"])
+        self.rates.append(self.trainer.optimizer.param_groups[0]["lr"])
         return ELBOTerms(rows.observed[:, 1], SimpleNamespace(local_kl=rows.observed[:, 2]))
 
 

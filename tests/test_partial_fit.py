@@ -100,7 +100,7 @@ def recorded(monkeypatch):
     plain, rates = Trainer.step, []
 
     def step(self, rows, step_size):
-        adam = [group["lr"] for group in self.adam.param_groups]
+        adam = [group["lr"] for group in self.optimizer.param_groups]
         rates.append((adam[0], step_size * self.n_rows / len(rows)))
         return plain(self, rows, step_size)
 

@@ -229,20 +229,20 @@ def test_training_goes_on_as_if_never_interrupted(dtype):
     straight = trained(3, dtype)
     broken = trained(3, dtype)
     stored = io.BytesIO()
-    joblib.dump([model_to_arrays(broken.model), optimizer_to_arrays(broken.adam)], stored)
+    joblib.dump([model_to_arrays(broken.model), optimizer_to_arrays(broken.optimizer)], stored)
     stored.seek(0)
     state, optimizer_state = joblib.load(stored)
     architecture = dataclasses.replace(ARCHITECTURE, settings=broken.model.settings)
     rebuilt = model_from_arrays(state, architecture)
     resumed = Trainer(rebuilt, 6, broken.settings, broken.generator)
-    load_optimizer(resumed.adam, optimizer_state)
+    load_optimizer(resumed.optimizer, optimizer_state)
     rows = Rows(*(field.to(dtype) for field in data(6)))
     for trainer in (straight, resumed):
         for _ in range(2):
             trainer.step(rows, 0.1)
     got, want = (model_to_arrays(trainer.model) for trainer in (resumed, straight))
     assert all(np.array_equal(got[key], want[key]) for key in want)
-    got, want = (optimizer_to_arrays(trainer.adam) for trainer in (resumed, straight))
+    got, want = (optimizer_to_arrays(trainer.optimizer) for trainer in (resumed, straight))
     assert got.keys() == want.keys()
     assert all(np.array_equal(got[key], want[key]) for key in want)
 
@@ -259,7 +259,7 @@ def test_without_the_optimiser_training_goes_another_way():
 
 def test_optimizer_arrays_are_copies_with_one_key_per_parameter_and_moment():
     trainer = trained(2)
-    state = optimizer_to_arrays(trainer.adam)
+    state = optimizer_to_arrays(trainer.optimizer)
     n_parameters = len(list(trainer.model.parameters()))
     names = {"step", "exp_avg", "exp_avg_sq"}
     assert state.keys() == {f"{i}.{name}" for i in range(n_parameters) for name in names}
@@ -267,35 +267,35 @@ def test_optimizer_arrays_are_copies_with_one_key_per_parameter_and_moment():
     assert all(state[f"{i}.step"] == 2 for i in range(n_parameters))
     kept = {key: value.copy() for key, value in state.items()}
     other = trained(0)
-    load_optimizer(other.adam, state)
+    load_optimizer(other.optimizer, state)
     for stepped in (trainer, other):
         stepped.step(data(6), 0.1)
     assert all(np.array_equal(state[key], kept[key]) for key in state)
 
 
 def test_an_optimiser_that_took_no_step_has_no_state():
-    state = optimizer_to_arrays(trained(0).adam)
+    state = optimizer_to_arrays(trained(0).optimizer)
     assert state == {}
     other = trained(0)
-    load_optimizer(other.adam, state)
+    load_optimizer(other.optimizer, state)
     other.step(data(6), 0.1)
 
 
 def test_loading_keeps_the_learning_rate_of_the_optimiser():
-    state = optimizer_to_arrays(trained(2).adam)
+    state = optimizer_to_arrays(trained(2).optimizer)
     other = trained(0)
-    other.adam.param_groups[0]["lr"] = 0.125
-    load_optimizer(other.adam, state)
-    assert other.adam.param_groups[0]["lr"] == 0.125
+    other.optimizer.param_groups[0]["lr"] = 0.125
+    load_optimizer(other.optimizer, state)
+    assert other.optimizer.param_groups[0]["lr"] == 0.125
 
 
 @pytest.mark.filterwarnings("error")
 def test_read_only_optimizer_arrays(tmp_path):
     path = tmp_path / "optimizer.joblib"
-    joblib.dump(optimizer_to_arrays(trained(2).adam), path)
+    joblib.dump(optimizer_to_arrays(trained(2).optimizer), path)
     other = trained(0)
-    load_optimizer(other.adam, joblib.load(path, mmap_mode="r"))
+    load_optimizer(other.optimizer, joblib.load(path, mmap_mode="r"))
     other.step(data(6), 0.1)
     assert all(
-        value == 3 for key, value in optimizer_to_arrays(other.adam).items() if "step" in key
+        value == 3 for key, value in optimizer_to_arrays(other.optimizer).items() if "step" in key
     )

@@ -7,11 +7,12 @@ import math
 import pytest
 import torch
 
-from sksvae.adam import Adam
 from sksvae.graphical import StandardNormalModel
 from sksvae.inference import FixedPointSettings
 from sksvae.likelihoods.gaussian import GaussianLikelihood
 from sksvae.objective import Rows
+from sksvae.optimizer import Optimizer
+from sksvae.persistence import load_optimizer, optimizer_to_arrays
 from sksvae.training import EpochRecord, run_training
 
 from .models import (
@@ -59,6 +60,7 @@ def watch(monkeypatch, trainer, noise=None):
         {"n_draws": 3, "batch_size": 30},
         {"gradient": "richardson"},
         {"prior": "standard_normal"},
+        {"solver": "muon"},
     ],
     ids=str,
 )
@@ -336,7 +338,7 @@ def test_states_of_adam_and_networks_stay_as_they_are():
     trainer.pass_over(rows)
     states = [
         trainer.copied_networks(),
-        *(slot for _, slot in sorted(trainer.adam.state_dict()["state"].items())),
+        *(slot for _, slot in sorted(trainer.optimizer.state_dict()["state"].items())),
     ]
     before = [{name: value.clone() for name, value in state.items()} for state in states]
     trainer.pass_over(rows)
@@ -355,7 +357,10 @@ def test_adam_takes_the_steps_of_torch_and_reads_its_state():
     shapes = (3, 2), (4,), (2,)
     copies = [[torch.ones(shape, dtype=torch.float64) for shape in shapes] for _ in range(3)]
     ours, theirs, resumed = copies
-    adam, later = (Adam([(values[:2], 0.1), (values[2:], 0.02)]) for values in (ours, resumed))
+    adam, later = (
+        Optimizer([(values[:2], 0.1, "adam"), (values[2:], 0.02, "adam")])
+        for values in (ours, resumed)
+    )
     groups = [
         {"params": theirs[:2], "lr": 0.1, "initial_lr": 0.1},
         {"params": theirs[2:], "lr": 0.02, "initial_lr": 0.02},
@@ -378,3 +383,67 @@ def test_adam_takes_the_steps_of_torch_and_reads_its_state():
         assert torch.equal(got, want)
         assert torch.equal(again, want)
     reference.load_state_dict({**reference.state_dict(), "state": adam.state_dict()["state"]})
+
+
+@pytest.mark.parametrize("shape", [(6, 6), (9, 4), (4, 9), (5, 1)])
+def test_muon_makes_averages_of_gradients_orthogonal(shape):
+    generator = torch.Generator().manual_seed(0)
+    gradients = torch.randn(4, *shape, generator=generator, dtype=torch.float64)
+    weight = torch.zeros(shape, dtype=torch.float64)
+    muon, average = Optimizer([([weight], 0.1, "muon")]), torch.zeros(shape).double()
+    for gradient in gradients:
+        before, weight.grad = weight.clone(), gradient
+        average = 0.95 * average + 0.05 * gradient
+        muon.step()
+        step = (before - weight) / (0.1 * 0.2 * max(shape) ** 0.5)
+        u, s, v = torch.linalg.svd(0.05 * gradient + 0.95 * average, full_matrices=False)
+        inside = u.mT @ step @ v.mT
+        assert torch.allclose(u @ inside @ v, step, atol=1e-12)
+        assert torch.allclose(inside, torch.diag(inside.diagonal()), atol=1e-12)
+        of_size = inside.diagonal()[s > 0.05 * s.norm()]
+        assert ((of_size > 0.65) & (of_size < 1.25)).all()
+
+
+def test_muon_takes_the_steps_of_torch_up_to_the_rounding_of_those():
+    generator = torch.Generator().manual_seed(0)
+    ours, theirs = torch.ones(30, 20), torch.ones(30, 20)
+    muon = Optimizer([([ours], 0.1, "muon")])
+    reference = torch.optim.Muon([theirs], lr=0.1, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
+    for _ in range(5):
+        ours.grad = theirs.grad = torch.randn(30, 20, generator=generator)
+        muon.step()
+        reference.step()
+    # Theirs are computed in eight bits.
+    assert (ours - theirs).norm() < 0.02 * (theirs - 1).norm()
+
+
+def test_muon_is_for_weights_of_perceptrons_and_adam_for_the_rest():
+    model = nonlinear_model(mixture(2), GaussianLikelihood())
+    trainer = make_trainer(model, 20, solver="muon")
+    weights, others, noise = trainer.optimizer.param_groups
+    layers = [*model.encoder.mlp.hidden, model.encoder.mlp.output]
+    layers += [*model.decoder.mlp.hidden, model.decoder.mlp.output]
+    assert [id(p) for p in weights["params"]] == [id(layer.weight) for layer in layers]
+    assert weights["rule"] == "muon"
+    assert others["rule"] == noise["rule"] == "adam"
+    together = [p for group in trainer.optimizer.param_groups for p in group["params"]]
+    assert sorted(map(id, together)) == sorted(map(id, model.parameters()))
+
+
+def test_moments_of_the_other_solver_are_left_behind():
+    rows, trainers = clusters(), {}
+
+    def begin(solver):
+        model = nonlinear_model(mixture(2), GaussianLikelihood())
+        return make_trainer(model, len(rows), solver=solver)
+
+    for solver in ("adam", "muon"):
+        trainers[solver] = begin(solver)
+        trainers[solver].pass_over(rows)
+    for own, other in (("adam", "muon"), ("muon", "adam")):
+        optimizer = begin(own).optimizer
+        kept = optimizer_to_arrays(trainers[own].optimizer)
+        load_optimizer(optimizer, kept)
+        assert optimizer_to_arrays(optimizer).keys() == kept.keys()
+        load_optimizer(optimizer, optimizer_to_arrays(trainers[other].optimizer))
+        assert optimizer.state == {}

@@ -35,7 +35,7 @@ def test_learning_rates_fall_along_half_a_cosine():
     rates = []
     for fraction in (0.0, 0.25, 0.5, 1.0, 1.5):
         trainer.set_progress(fraction)
-        rates.append([group["lr"] for group in trainer.adam.param_groups])
+        rates.append([group["lr"] for group in trainer.optimizer.param_groups])
     root = math.sqrt(0.5)
     want = torch.tensor([0.01, 0.005 * (1 + root), 0.005, 0.0, 0.0], dtype=torch.float64)
     networks, noise = torch.tensor(rates, dtype=torch.float64).T

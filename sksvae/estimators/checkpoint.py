@@ -89,7 +89,7 @@ class Keeper:
             # Steps replace tensors of q(theta), and change all others.
             "graphical": trainer.model.graphical.state(),
             "networks": trainer.copied_networks(),
-            "adam": trainer.adam.state_dict(),
+            "optimizer": trainer.optimizer.state_dict(),
             "generator": trainer.generator.get_state(),
             "memory": None if states is None else states.clone(),
             "moves": self.moves.state(),
@@ -104,7 +104,7 @@ class Keeper:
         moved = _to(state, trainer.model.link_location.device)
         trainer.model.load_state_dict(moved["networks"])
         trainer.model.graphical = type(trainer.model.graphical).from_state(moved["graphical"])
-        trainer.adam.load_state_dict(moved["adam"])
+        trainer.optimizer.load_state_dict(moved["optimizer"])
         trainer.generator.set_state(state["generator"])
         if self.memory is not None:
             self.memory.states = moved["memory"]

@@ -51,7 +51,7 @@ class OnlineMixin:
         trainer = Trainer(model, n_rows, settings, generator)
         history: list[EpochRecord] = []
         if not first:
-            load_optimizer(trainer.adam, self.optimizer_state_)
+            load_optimizer(trainer.optimizer, self.optimizer_state_)
             history = [EpochRecord(*values) for values in zip(*self.history_.values(), strict=True)]
         log_jacobian = scaling.mean_log_jacobian(self._values(data), likelihood)
         record = trainer.pass_over(self._cut(rows)).shifted(log_jacobian)

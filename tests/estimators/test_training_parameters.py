@@ -109,6 +109,22 @@ def test_n_init_keeps_the_best_bound(Estimator, monkeypatch):
 
 
 @each_estimator
+def test_both_solvers_learn(Estimator):
+    start = quick(Estimator, max_iter=1, learning_rate_init=1e-9).fit(X).lower_bound_
+    adam, muon = (trained(Estimator, solver=solver).fit(X) for solver in ("adam", "muon"))
+    assert min(adam.lower_bound_, muon.lower_bound_) > start
+    assert muon.lower_bound_ != adam.lower_bound_
+    assert muon.lower_bound_ > adam.lower_bound_ - 0.2
+
+
+@each_estimator
+def test_batches_go_on_with_another_solver(Estimator):
+    estimator = quick(Estimator).partial_fit(X).set_params(solver="muon").partial_fit(X)
+    assert any("momentum" in name for name in estimator.optimizer_state_)
+    assert np.isfinite(estimator.score(X))
+
+
+@each_estimator
 def test_warm_start_continues(Estimator):
     estimator = quick(Estimator, warm_start=True, max_iter=2).fit(X)
     first = estimator.transform(X)
