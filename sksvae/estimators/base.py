@@ -411,10 +411,15 @@ class BaseSVAE(
         max_iter: int,
         generator: torch.Generator,
         on_epoch_end: Callable[[int, EpochRecord], bool],
+        anneal: bool = False,
     ) -> None:
-        """Train everything with the latent structure of the start, at a constant learning rate."""
+        """Train everything with the latent structure of the start, at a constant learning rate.
+
+        ``anneal``: at one that falls to zero, as in training.
+        """
         settings = self._training_settings(len(rows), anneal=False)
-        trainer = Trainer(model, len(rows), replace(settings, max_iter=max_iter), generator)
+        settings = replace(settings, max_iter=max_iter, anneal=anneal)
+        trainer = Trainer(model, len(rows), settings, generator)
         run_training(trainer, rows, None, on_epoch_end)
 
     def _initial_model(

@@ -22,7 +22,7 @@ from sksvae.sequence_objective import SequenceRows, SequenceVAE
 from sksvae.sequences import Sequences, read_sequences
 
 _N_POINTS = 32  # least quasi-random points that expectations under a latent Gaussian are taken by
-_AT_ONCE = 2048  # rows that are decoded at all points at a time
+AT_ONCE = 2048  # rows that are decoded at all points at a time
 
 
 class Ends(NamedTuple):
@@ -170,12 +170,8 @@ class SequencePredictions(SequenceSVAE):
         """
         sequences = self._checked_sequences(X, groups)
         if n_draws is None:
-
-            def read(model: SequenceVAE, rows: SequenceRows, posterior: ChainPosterior) -> Tensor:
-                mask = posterior.mask
-                return self._decoded(model, posterior.mean[mask], posterior.covariance[mask])[0]
-
-            return sequences.restore(self._filled(sequences, self._collect(sequences, read)))
+            expected = self._collect(sequences, self._expected_rows)
+            return sequences.restore(self._filled(sequences, expected))
         self._check_count(n_draws, "n_draws")
         generator = self._generator()
 
@@ -238,6 +234,13 @@ class SequencePredictions(SequenceSVAE):
         ``inferred`` is what `_point_posteriors` gives.
         """
 
+    def _expected_rows(
+        self, model: SequenceVAE, rows: SequenceRows, posterior: ChainPosterior
+    ) -> Tensor:
+        """Expected values of all rows, given their sequences."""
+        mask = posterior.mask
+        return self._decoded(model, posterior.mean[mask], posterior.covariance[mask])[0]
+
     # ---- pieces ----
 
     def _drawn(
@@ -280,7 +283,7 @@ class SequencePredictions(SequenceSVAE):
     ) -> tuple[Tensor, Tensor]:
         """Mean and variance of rows whose latents are Gaussian."""
         points, means, variances = self._points(), [], []
-        for m, V in zip(mean.split(_AT_ONCE), covariance.split(_AT_ONCE), strict=True):
+        for m, V in zip(mean.split(AT_ONCE), covariance.split(AT_ONCE), strict=True):
             outputs = model.decode(draw_gaussian(m, V, points.expand(-1, *m.shape)))
             centers = model.likelihood.mean(outputs, model.noise_params)
             spread = model.likelihood.variance(outputs, model.noise_params)
@@ -321,8 +324,8 @@ class SequencePredictions(SequenceSVAE):
             potentials = model.encode(rows)
             bounds, *moments = self._step_bounds(model, rows, potentials, inferred)
             parts = []
-            for start in range(0, len(rows), _AT_ONCE):
-                part = slice(start, start + _AT_ONCE)
+            for start in range(0, len(rows), AT_ONCE):
+                part = slice(start, start + AT_ONCE)
                 evidence = Potentials(*(field[part] for field in potentials))
                 each = (moment[part] for moment in moments)
                 parts.append(_reconstruction(model, rows.observed[part], evidence, *each, points))

@@ -9,16 +9,14 @@ import numpy as np
 import torch
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
-from torch.nn.functional import one_hot, pad
 
+from sksvae.estimators.completions import Completions, near_gaps
 from sksvae.estimators.pieces import Batch, Pieces
-from sksvae.estimators.sequence_predictions import Ends, SequencePredictions
-from sksvae.estimators.sequences import CHUNK_STEPS
+from sksvae.estimators.sequence_predictions import AT_ONCE, Ends, SequencePredictions
 from sksvae.estimators.validation import checked_states
-from sksvae.graphical import Potentials, SwitchingPosterior
-from sksvae.graphical.switching_inference import SwitchingProblem
-from sksvae.inference import draw_gaussian, draw_paths, most_probable_path
-from sksvae.sequence_objective import SequenceRows, SequenceVAE, pad_steps, padded
+from sksvae.graphical import ChainPosterior, Potentials, SwitchingPosterior
+from sksvae.inference import draw_gaussian, most_probable_path
+from sksvae.sequence_objective import SequenceRows, SequenceVAE, padded
 from sksvae.sequences import Sequences, Windows
 
 _WHOLE = 6000  # steps of the longest sequence that is inferred in one piece
@@ -27,7 +25,8 @@ _MARGIN = 50  # steps beyond each end of a piece that its posterior takes into a
 # Steps of the longest sequence that gets a second start of inference. One of two ends is kept for
 # the whole sequence: the longer it is, the less they differ, per step.
 _BRIEF = 500
-_SWEEPS = 20  # of all latents and all states, until a completion is drawn
+_GAP = 4  # steps of the shortest gap in which several stories are weighed
+_N_COMPLETIONS = 32  # whose mean is expected there
 _MAX_GROWTH = 10.0  # of deviations over a forecast, before it is warned of
 
 
@@ -264,30 +263,40 @@ class StatePredictions(SequencePredictions):
     def _posterior_draws(
         self, model: SequenceVAE, rows: SequenceRows, n_draws: int, generator: torch.Generator
     ) -> SwitchingPosterior:
-        """Draws of latents, each from a Markov chain of its own.
+        posterior = self._posterior(model, rows)
+        draws, _ = Completions.of(model, rows, posterior).draw(n_draws, generator)
+        return replace(posterior, draws=draws)
 
-        It begins with a path of states: drawn from what the best posterior says where something is
-        observed, and from the prior between, so that all ways through a gap occur ([P] appendix
-        A.6). Draws of all latents given the states and of all states given the latents follow.
-        After some of them the path agrees with both sides of the gap, and its draws have the
-        proportions of the posterior, which q(z) q(k) around a path cannot have.
+    def _expected_rows(
+        self, model: SequenceVAE, rows: SequenceRows, posterior: ChainPosterior
+    ) -> Tensor:
+        """In gaps the mean of completions, as one posterior keeps to one story there."""
+        expected = super()._expected_rows(model, rows, posterior)
+        missing = rows.observed.isnan().all(-1)
+        numbers, lengths = near_gaps(missing, rows.lengths, min_length=_GAP, margin=_MARGIN)
+        if not len(numbers) or model.graphical.n_states == 1:
+            return expected
+        near = SequenceRows(*rows.steps(numbers), lengths)
+        completions = Completions.of(model, near, self._posterior(model, near))
+        for i, steps in enumerate(numbers.split(lengths.tolist())):
+            gaps = missing[steps]
+            expected[steps[gaps]] = self._mean_completion(model, completions.alone(i), gaps)
+        return expected
+
+    def _mean_completion(
+        self, model: SequenceVAE, completions: Completions, gaps: Tensor
+    ) -> Tensor:
+        """Expected rows of the gaps of one sequence.
+
+        The same random numbers for every sequence, so that what else there is does not matter.
         """
-        mask, params = rows.mask, model.graphical.expected_params()
-        potentials = padded(model.encode(rows), mask)
-        posterior, seen = self._posterior(model, rows), _observed(rows)
-        # What moves into a step is known where the one before is observed, too.
-        known = pad(seen[:, 1:] & seen[:, :-1], (1, 0)).unsqueeze(-1)
-        evidence = torch.where(known, posterior.energies, 0.0)
-        paths = draw_paths(*params[8:], evidence, n_draws, generator, mask=mask)
-        draws = []
-        for some in paths.split(max(1, CHUNK_STEPS // mask.numel())):
-            repeated = (field.repeat(len(some), 1, 1) for field in potentials)
-            problem = SwitchingProblem.build(
-                Potentials(*repeated), params, mask.repeat(len(some), 1)
-            )
-            z = _gibbs_draws(problem, some.flatten(0, 1), generator)
-            draws.append(z.unflatten(0, some.shape[:2]))
-        return replace(posterior, draws=torch.cat(draws))
+        generator = torch.Generator(device=gaps.device).manual_seed(0)
+        draws, means = (part[:, 0, gaps] for part in completions.draw(_N_COMPLETIONS, generator))
+        # With mirror images only paths are random, as far as the decoder is linear.
+        z = torch.cat([draws, 2 * means - draws])
+        likelihood, noise = model.likelihood, model.noise_params
+        parts = z.split(AT_ONCE, 1)
+        return torch.cat([likelihood.mean(model.decode(part), noise).mean(0) for part in parts])
 
     def _warn_of_growth(self, now: Tensor, then: Tensor) -> None:
         """Latents have about unit variance in training."""
@@ -304,12 +313,6 @@ class StatePredictions(SequencePredictions):
                 RuntimeWarning,
                 stacklevel=4,  # the line that called forecast
             )
-
-
-def _observed(rows: SequenceRows) -> Tensor:
-    """Where a step of the padded sequences has an observation."""
-    seen = ~rows.observed.isnan().all(-1, keepdim=True)
-    return pad_steps(seen, rows.mask).squeeze(-1)
 
 
 def _states(model: SequenceVAE, rows: SequenceRows, posterior: SwitchingPosterior) -> Tensor:
@@ -330,32 +333,6 @@ def _moved_to_observed(terms: np.ndarray, observed: np.ndarray, lengths: np.ndar
     place = np.where(later < stop, later, earlier)
     kept = place >= first
     return np.bincount(place[kept], terms[kept], n_rows).astype(terms.dtype)
-
-
-def _gibbs_draws(problem: SwitchingProblem, paths: Tensor, generator: torch.Generator) -> Tensor:
-    """Latents of sequences, given states and states given latents in turn, from given paths."""
-    n_sweeps = _SWEEPS if problem.n_states > 1 else 1
-    for sweep in range(1, n_sweeps + 1):
-        states = one_hot(paths.clamp_min(0), problem.n_states) * problem.mask.unsqueeze(-1)
-        shape = (1, *problem.potentials.precision.shape)
-        noise = _noise(shape, problem.potentials.precision, generator)
-        given_states = problem.gaussian(states.to(noise), noise)
-        if sweep < n_sweeps:
-            certain = replace(
-                given_states,
-                mean=given_states.draws[0],
-                covariance=torch.zeros_like(given_states.covariance),
-                lag_covariance=torch.zeros_like(given_states.lag_covariance),
-            )
-            (paths,) = draw_paths(
-                problem.log_initial,
-                problem.log_transition,
-                problem.energies(certain),
-                1,
-                generator,
-                mask=problem.mask,
-            )
-    return given_states.draws[0]
 
 
 def _noise(shape: tuple[int, ...], like: Tensor, generator: torch.Generator) -> Tensor:

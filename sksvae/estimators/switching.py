@@ -387,9 +387,10 @@ class SVAESwitchingLDS(DynamicsFit, StatePredictions):
         """Networks for single steps, if asked for, then dynamics and states."""
         if self._n_initial_epochs():
             # Each step by itself: twice as fast, and dynamics cannot make up for what the networks
-            # do not explain.
-            steps = single_steps(rows)
-            self._pretrain(model, steps, self.pretraining_iter, generator, on_epoch_end)
+            # do not explain. States are looked for in what comes out, so that it is trained to
+            # its end.
+            n_epochs, steps = self.pretraining_iter, single_steps(rows)
+            self._pretrain(model, steps, n_epochs, generator, on_epoch_end, anneal=True)
         self._start_states(model, rows, generator, self.n_starts)
 
     def _start_states(

@@ -53,7 +53,7 @@ def test_batches_of_sequences_do_not_matter(monkeypatch):
     estimator = fitted()
     whole, forecast = read_all(estimator, SEQUENCES), estimator.forecast(SEQUENCES, 3)
     monkeypatch.setattr("sksvae.estimators.sequences.CHUNK_STEPS", 10)
-    monkeypatch.setattr("sksvae.estimators.sequence_predictions._AT_ONCE", 3)
+    monkeypatch.setattr("sksvae.estimators.sequence_predictions.AT_ONCE", 3)
     for name, value in read_all(estimator, SEQUENCES).items():
         assert_close(value, whole[name], name)
     for part, expected in zip(estimator.forecast(SEQUENCES, 3), forecast, strict=True):

@@ -192,10 +192,10 @@ def test_networks_are_pretrained_on_single_steps(monkeypatch):
     """If there are any networks; dynamics are found afterwards."""
     seen = []
 
-    def pretrain(self, model, rows, *rest):
+    def pretrain(self, model, rows, *rest, **options):
         seen.append(rows)
         before = model.encoder.bias.clone()
-        BaseSVAE._pretrain(self, model, rows, *rest)
+        BaseSVAE._pretrain(self, model, rows, *rest, **options)
         assert not torch.equal(model.encoder.bias, before)
 
     monkeypatch.setattr(SVAESwitchingLDS, "_pretrain", pretrain)

@@ -3,13 +3,16 @@
 
 import copy
 import functools
+import warnings
 
 import numpy as np
 import pytest
 import torch
+from sklearn.exceptions import ConvergenceWarning
 
 from sksvae import SVAESwitchingLDS
-from sksvae.estimators.state_predictions import _moved_to_observed
+from sksvae.estimators.completions import near_gaps
+from sksvae.estimators.state_predictions import _N_COMPLETIONS, _moved_to_observed
 from sksvae.inference import FixedPointSettings
 from sksvae.metrics import matched_accuracy
 
@@ -191,7 +194,7 @@ def test_batches_of_sequences_do_not_matter(monkeypatch):
     whole = {name: getattr(KNOWN, name)(SEQUENCES) for name in ROW_BY_ROW}
     forecast = KNOWN.forecast(SEQUENCES, 3)
     monkeypatch.setattr("sksvae.estimators.sequences.CHUNK_STEPS", 10)
-    monkeypatch.setattr("sksvae.estimators.sequence_predictions._AT_ONCE", 3)
+    monkeypatch.setattr("sksvae.estimators.sequence_predictions.AT_ONCE", 3)
     for name, expected in whole.items():
         assert_close(getattr(KNOWN, name)(SEQUENCES), expected, name)
     for part, expected in zip(KNOWN.forecast(SEQUENCES, 3), forecast, strict=True):
@@ -279,9 +282,73 @@ def test_completions_find_all_ways_through_a_gap():
     assert np.abs(places).mean() == pytest.approx(1.0, abs=0.1)
 
 
+def test_long_gaps_are_filled_by_the_mean_of_all_ways_through_them():
+    """Up, then down, or down, then up, and both turns anywhere: one story is far from the mean."""
+    estimator, missing = drifting(0.5), [np.nan] * 4
+    rows = rows_at(estimator, np.array([-1.0, 0.0, *missing, 3.0, 4.0]))
+    exact = Enumerated(estimator, rows)
+    mean = places_of(estimator, exact.moments[0][2:6])
+    zero, one = estimator.inverse_transform([[0.0], [1.0]])[:, 0]
+    deviation = np.sqrt(exact.moments[1][2:6, 0]) / abs(one - zero)
+    filled = estimator.impute(rows)
+    error = np.abs(places_of(estimator, filled[2:6]) - mean) / deviation
+    assert error.max() < 4.5 / np.sqrt(_N_COMPLETIONS)
+    draws = np.stack([places_of(estimator, draw) for draw in estimator.impute(rows, 400)[:, 2:6]])
+    assert np.abs(draws.mean(0) - places_of(estimator, filled[2:6])).max() < 0.3 * deviation.max()
+
+
+def test_means_of_completions_do_not_depend_on_other_sequences():
+    gappy = GAPPY.copy()
+    gappy[1, 5:12] = gappy[2, 8:] = np.nan
+    together = KNOWN.impute(gappy)
+    np.testing.assert_array_equal(KNOWN.impute(gappy), together)
+    for i in (1, 2):
+        assert_close(KNOWN.impute(gappy[i : i + 1])[0], together[i])
+    assert_close(KNOWN.impute(list(gappy[::-1]))[::-1], list(together))
+
+
+def test_one_state_fills_gaps_with_what_its_chain_expects():
+    """Exactly, as nothing is drawn."""
+    estimator = SVAESwitchingLDS(1, latent_dim=2, hidden_layer_sizes=(), max_iter=2, random_state=0)
+    X = GAPPY.copy()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        estimator.fit(X)
+    X[0, 3:9] = np.nan
+    Z = estimator.transform(X)[0, 3:9]
+    assert_close(estimator.impute(X)[0, 3:9], estimator.inverse_transform(Z))
+
+
+@pytest.mark.parametrize("min_length", [1, 2, 3])
+@pytest.mark.parametrize("margin", [0, 2])
+def test_steps_near_gaps(min_length, margin):
+    generator = np.random.RandomState(min_length)
+    lengths = np.array([1, 12, 3, 30, 30])
+    missing = generator.rand(lengths.sum()) < 0.4
+    near = []
+    for stop, length in zip(np.cumsum(lengths), lengths, strict=True):
+        flags = missing[stop - length : stop]
+        runs = np.flatnonzero(np.diff(np.pad(flags.astype(int), 1))).reshape(-1, 2)
+        marked = np.zeros(length, bool)
+        for begin, end in runs:
+            if end - begin >= min_length:
+                marked[max(begin - margin, 0) : end + margin] = True
+        near.append(marked)
+    stretches = [
+        end - begin
+        for marked in near
+        for begin, end in np.flatnonzero(np.diff(np.pad(marked.astype(int), 1))).reshape(-1, 2)
+    ]
+    numbers, found = near_gaps(
+        torch.tensor(missing), torch.tensor(lengths), min_length=min_length, margin=margin
+    )
+    np.testing.assert_array_equal(numbers, np.flatnonzero(np.concatenate(near)))
+    assert found.tolist() == stretches
+
+
 def test_batches_of_draws(monkeypatch):
     """Many draws are made in several batches, all of them different."""
-    monkeypatch.setattr("sksvae.estimators.state_predictions.CHUNK_STEPS", 100)
+    monkeypatch.setattr("sksvae.estimators.completions.CHUNK_STEPS", 100)
     draws = KNOWN.impute(GAPPY[:2, :20], 7)
     assert draws.shape == (7, 2, 20, 3)
     missing = np.isnan(GAPPY[:2, :20])
