@@ -7,12 +7,15 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import hardshrink
 from torch.optim.adam import adam
 
 _MOMENTUM = 0.95
 _RMS = 0.2  # of the entries of a step of Muon, in learning rates: about that of Adam
 # Of a x + b x^3 + c x^5, iterated: small singular values grow fastest, and end in [0.7, 1.2].
 _QUINTIC, _QUINTIC_STEPS = (3.4445, -4.7750, 2.0315), 5
+_FADED = 1e-25  # size of entries of averages that are zero
+_NEGLIGIBLE = 1e-6  # entries relative to the norm: their sixth powers are normal numbers yet
 
 Slots = dict[str, Tensor]
 
@@ -146,6 +149,8 @@ def _begin_muon(param: Tensor) -> Slots:
 def _move_by_muon(params: list[Tensor], slots: list[Slots], rate: float) -> None:
     for param, slot in zip(params, slots, strict=True):
         average = slot["momentum_buffer"].lerp_(param.grad, 1 - _MOMENTUM)
+        # What fades away behind units that died becomes subnormal, and a hundred times as slow.
+        average.copy_(hardshrink(average, _FADED))
         update = _orthogonal(param.grad.lerp(average, _MOMENTUM))
         param.add_(update, alpha=-rate * _RMS * math.sqrt(max(param.shape)))
 
@@ -154,7 +159,7 @@ def _orthogonal(matrix: Tensor) -> Tensor:
     """A matrix of the same singular vectors, with singular values near one."""
     a, b, c = _QUINTIC
     x = matrix.mT if matrix.shape[0] > matrix.shape[1] else matrix
-    x = x / x.norm().clamp(min=1e-7)
+    x = hardshrink(x / x.norm().clamp(min=_FADED), _NEGLIGIBLE)
     for _ in range(_QUINTIC_STEPS):
         square = x @ x.mT
         x = torch.addmm(x, torch.addmm(square, square, square, beta=b, alpha=c), x, beta=a)

@@ -447,3 +447,19 @@ def test_moments_of_the_other_solver_are_left_behind():
         assert optimizer_to_arrays(optimizer).keys() == kept.keys()
         load_optimizer(optimizer, optimizer_to_arrays(trainers[other].optimizer))
         assert optimizer.state == {}
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-20, 1e-37])
+def test_what_fades_is_zero_before_it_is_slow(scale):
+    """Entries of averages behind units that died get ever smaller, but never subnormal."""
+    weight = torch.zeros(8, 6)
+    muon = Optimizer([([weight], 0.1, "muon")])
+    for alive in (True, False, False):
+        gradient = torch.ones(8, 6)
+        gradient[::2] = scale if alive else 0.0
+        weight.grad = gradient
+        muon.step()
+    average = muon.state[0]["momentum_buffer"]
+    assert ((average == 0) | (average.abs() > 1e-30)).all()
+    assert (average[::2] == 0).all() == (scale < 1e-30)
+    assert weight.isfinite().all()
