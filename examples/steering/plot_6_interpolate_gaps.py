@@ -133,15 +133,15 @@ print(f"  straight line {straight:45.3f}")
 # %%
 # What to see
 # -----------
-# As a single guess, the switching model is nearer to the truth than linear dynamics of eight latents
-# in the longer gaps, and in the shortest a little farther away. Both are far better than a straight
-# line, which in the longest gaps is worse than the mean row. The guess is a mean over all paths of
-# states that agree with both sides of the gap, in proportion. Which states are found in the gap is
-# read off one posterior, in which states and latents are independent, and which settles on one path
-# where several would do. In long gaps that is often not the one of the whole recording.
+# As a single guess, the switching model is nearer to the truth in the longer gaps than linear
+# dynamics of eight latents, and in the shortest a little farther away. Both are far better than a
+# straight line, which in the longest gaps is worse than the mean row. The guess is a mean over all
+# paths of states that agree with both sides of the gap, in proportion. Which states are found in
+# the gap is read off one posterior, in which states and latents are independent, and which settles
+# on one path where several would do. In long gaps that is often not the one of the whole recording.
 #
-# Draws take all paths in proportion, too. Their score is better than that of the linear model, whose
-# draws come from one cloud. Both hold the truth about as often as they should.
+# Draws take all paths in proportion, too. Their score is better than that of the linear model,
+# whose draws come from one cloud. Both hold the truth about as often as they should.
 #
 # Below, the first recording whose states change well within the gap, and the feature that varies
 # most: the mean of the draws and their range, for both models; four draws of the switching model,
