@@ -24,7 +24,7 @@ class _Rule(NamedTuple):
     """How tensors of a group move: what is kept of each between steps, and the step."""
 
     begin: Callable[[Tensor], Slots]
-    move: Callable[[list[Tensor], list[Slots], float], None]
+    move: Callable[[list[Tensor], list[Tensor], list[Slots], float], None]
 
 
 class Optimizer:
@@ -83,7 +83,8 @@ class Optimizer:
             for number, param in zip(numbers, params, strict=True):
                 if number not in self.state:
                     self.state[number] = rule.begin(param)
-            rule.move(params, [self.state[number] for number in numbers], group["lr"])
+            slots = [self.state[number] for number in numbers]
+            rule.move(params, [param.grad for param in params], slots, group["lr"])
 
     def state_dict(self) -> dict[str, Any]:
         """Copy moments, step counts and learning rates, in the layout of torch."""
@@ -123,10 +124,12 @@ def _begin_adam(param: Tensor) -> Slots:
     }
 
 
-def _move_by_adam(params: list[Tensor], slots: list[Slots], rate: float) -> None:
+def _move_by_adam(
+    params: list[Tensor], gradients: list[Tensor], slots: list[Slots], rate: float
+) -> None:
     adam(
         params,
-        [param.grad for param in params],
+        gradients,
         [slot["exp_avg"] for slot in slots],
         [slot["exp_avg_sq"] for slot in slots],
         max_exp_avg_sqs=[],
@@ -146,12 +149,14 @@ def _begin_muon(param: Tensor) -> Slots:
     return {"momentum_buffer": torch.zeros_like(param)}
 
 
-def _move_by_muon(params: list[Tensor], slots: list[Slots], rate: float) -> None:
-    for param, slot in zip(params, slots, strict=True):
-        average = slot["momentum_buffer"].lerp_(param.grad, 1 - _MOMENTUM)
+def _move_by_muon(
+    params: list[Tensor], gradients: list[Tensor], slots: list[Slots], rate: float
+) -> None:
+    for param, gradient, slot in zip(params, gradients, slots, strict=True):
+        average = slot["momentum_buffer"].lerp_(gradient, 1 - _MOMENTUM)
         # What fades away behind units that died becomes subnormal, and a hundred times as slow.
         average.copy_(hardshrink(average, _FADED))
-        update = _orthogonal(param.grad.lerp(average, _MOMENTUM))
+        update = _orthogonal(gradient.lerp(average, _MOMENTUM))
         param.add_(update, alpha=-rate * _RMS * math.sqrt(max(param.shape)))
 
 

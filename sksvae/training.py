@@ -284,9 +284,11 @@ def _groups(
 ) -> list[tuple[list[Tensor], float, str]]:
     """Tensors that move by one rule, at one rate."""
     networks, rate = (model.encoder, model.decoder), settings.learning_rate
-    weights = [p for network in networks for p in network.mlp.parameters() if p.ndim == 2]
-    rest = [p for network in networks for p in network.parameters()]
-    noise = list(model.likelihood_params.parameters())
+    weights: list[Tensor] = [
+        p for network in networks for p in network.mlp.parameters() if p.ndim == 2
+    ]
+    rest: list[Tensor] = [p for network in networks for p in network.parameters()]
+    noise: list[Tensor] = list(model.likelihood_params.parameters())
     groups = [(rest, rate, "adam"), (noise, settings.noise_rate * rate, "adam")]
     if settings.solver == "adam" or not weights:
         return groups
