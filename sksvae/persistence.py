@@ -114,7 +114,7 @@ def model_from_arrays(state: ArrayState, architecture: Architecture) -> Structur
 
 
 def optimizer_to_arrays(optimizer: torch.optim.Optimizer) -> ArrayState:
-    """Moments and step counts of Adam as arrays.
+    """Moments and step counts of an optimiser as arrays.
 
     Parameters
     ----------

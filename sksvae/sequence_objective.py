@@ -20,9 +20,8 @@ from sksvae.graphical import ChainPosterior, Potentials, SwitchingPosterior
 from sksvae.inference.block_tridiagonal import ChainMethod, automatic_method
 from sksvae.objective import ELBOTerms, StructuredVAE, control_variate
 
-_FILLINGS = (
-    8  # rounds in which missing values settle: an error shrinks by the missing share in each
-)
+# Rounds in which missing values settle: an error shrinks by about the missing share in each.
+_FILLINGS = 8
 
 
 @dataclass

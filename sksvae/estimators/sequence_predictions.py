@@ -167,6 +167,11 @@ class SequencePredictions(SequenceSVAE):
         X_filled : ndarray or list of ndarray
             X with expected values in place of NaN, in its form. With ``n_draws``, each array has a
             first axis more, over completions drawn from the joint posterior of each sequence.
+
+        Notes
+        -----
+        With states, expected values in gaps of four rows and more are means over 32 completions,
+        always from the same random numbers, since one posterior keeps to one path of states there.
         """
         sequences = self._checked_sequences(X, groups)
         if n_draws is None:
