@@ -14,6 +14,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sksvae import SVAELinearDynamics, SVAESwitchingLDS
 from sksvae.estimators.base import BaseSVAE
 from sksvae.sequence_objective import SequenceRows
+from sksvae.training import Trainer
 
 from .cases import assert_same_attributes, fitted_attributes
 from .linear_dynamics_cases import with_gaps
@@ -220,6 +221,24 @@ def test_networks_are_refined_at_a_tenth_of_the_learning_rate():
     assert rates == {0: 0.01, 3: pytest.approx(0.001)}
     pretraining = quick(pretraining_iter=3, **settings)._training_settings(100, anneal=False)
     assert pretraining.learning_rate == 0.01
+
+
+def test_the_learning_rate_of_pretraining_falls_to_zero(monkeypatch):
+    """And then begins anew, at a tenth."""
+    rates, step = [], Trainer.step
+
+    def recorded(self, rows, step_size):
+        rates.append((len(rows) == rows.latent_shape[0], self.optimizer.param_groups[0]["lr"]))
+        return step(self, rows, step_size)
+
+    monkeypatch.setattr(Trainer, "step", recorded)
+    settings = {"hidden_layer_sizes": (5,), "learning_rate_init": 0.01, "batch_size": 20}
+    quick(pretraining_iter=4, max_iter=2, **settings).fit(SMALL)
+    alone, together = ([rate for single, rate in rates if single == kind] for kind in (True, False))
+    for falling, first in ((alone, 0.01), (together, 0.001)):
+        assert falling[0] == pytest.approx(first)
+        assert (np.diff(falling) < 0).all()
+        assert falling[-1] < 0.4 * first
 
 
 def test_the_number_of_latents_has_the_best_bound_of_the_start():
