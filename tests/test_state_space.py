@@ -292,6 +292,20 @@ def test_bouncing_dot():
     assert error < 0.5 * np.mean((mean - X[100:]) ** 2)
 
 
+def test_a_fit_goes_on_from_where_another_ended():
+    """In canonical coordinates, in which the weak priors differ a little."""
+    lengths = [60, 40]
+    X = sequences(random_model(n_features=6, seed=2), lengths)
+    X = (X - X.mean(0)) / X.std(0)
+    early = fit_state_space(X, lengths, 3, max_iter=5, tol=0.0)
+    further = fit_state_space(X, lengths, 3, max_iter=15, tol=0.0, start=early.model)
+    whole = fit_state_space(X, lengths, 3, max_iter=20, tol=0.0)
+    likelihoods = [fit.model.log_likelihood(X, lengths).sum() for fit in (early, further, whole)]
+    assert likelihoods[0] + 5 < likelihoods[1]
+    assert likelihoods[1] == pytest.approx(likelihoods[2], abs=0.5)
+    assert (np.diff(further.objectives) > -1e-9).all()
+
+
 def test_equal_seeds_give_equal_models_and_rows_are_bounded():
     X = sequences(rotation(), [1500, 700])
     fits = [

@@ -25,29 +25,26 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot, pad
 
-from sksvae.autoregressive_hmm.sequences import Stacking, as_double, is_points
+from sksvae.autoregressive_hmm.sequences import Stacking, as_double
+from sksvae.autoregressive_hmm.transition_moments import TransitionMoments
 from sksvae.expfam import (
     MNIW,
     NIW,
     Dirichlet,
     DirichletParams,
     MNIWNatural,
-    MNIWParams,
     NIWNatural,
     NIWParams,
     natural_step,
 )
 from sksvae.expfam.numerics import cholesky, solve_from_cholesky
 from sksvae.graphical import ChainPosterior, SwitchingPrior
-from sksvae.graphical.gaussian_chain import chain_roles, chain_stats
-from sksvae.graphical.transition_tables import EnergyTable
 from sksvae.inference import markov_moments
 
 _NIW = NIW()
 _MNIW = MNIW()
 _DIRICHLET = Dirichlet()
 _LOG_2PI = math.log(2 * math.pi)
-_CHUNK = 4096  # transitions worked on at a time, to stay in the cache
 
 
 class Statistics(NamedTuple):
@@ -106,6 +103,8 @@ class Problem:
         That treats all states alike.
     stacking : Stacking
         Of the sequences.
+    moments : TransitionMoments
+        Of the sequences.
     initial : NIWParams
         Posterior of the mean and covariance of the first latents.
     initial_evidence : float
@@ -115,6 +114,7 @@ class Problem:
     parts: list[ChainPosterior]
     prior: SwitchingPrior
     stacking: Stacking
+    moments: TransitionMoments
     initial: NIWParams
     initial_evidence: float
 
@@ -126,7 +126,8 @@ class Problem:
         parts = [as_double(part) for part in parts]
         prior = _double_prior(prior)
         initial, evidence = _first_latents(parts, prior.initial)
-        return cls(parts, prior, Stacking.of(parts), initial, evidence)
+        moments = TransitionMoments(parts)
+        return cls(parts, prior, Stacking.of(parts), moments, initial, evidence)
 
     @property
     def n_rows(self) -> int:
@@ -151,8 +152,8 @@ class Problem:
             for part in (posterior.initial_states, posterior.transitions)
         )
         evidence, marginals, n_initial, n_transitions = 0.0, [], 0.0, 0.0
-        for part in self.parts:
-            energies = expected_energies(part, posterior.state_dynamics)
+        all_energies = self.moments.energies(posterior.state_dynamics)
+        for part, energies in zip(self.parts, all_energies, strict=True):
             chain = markov_moments(
                 log_initial, log_transition, pad(energies, (0, 0, 1, 0)), mask=part.mask
             )
@@ -166,11 +167,7 @@ class Problem:
         return Expectation(posterior, bound, marginals, statistics)
 
     def _dynamics(self, marginals: list[Tensor]) -> MNIWNatural:
-        stats = [
-            dynamics_statistics(part, gamma[:, 1:])
-            for part, gamma in zip(self.parts, marginals, strict=True)
-        ]
-        return MNIWNatural(*(sum(fields[1:], fields[0]) for fields in zip(*stats, strict=True)))
+        return self.moments.statistics([gamma[:, 1:] for gamma in marginals])
 
     def _state_kl(self, posterior: SwitchingPrior) -> float:
         """``KL(q || p)`` of all but the first latents."""
@@ -254,107 +251,6 @@ class Problem:
             if gain < tol * self.n_rows or hopeless:
                 break
         return expectation, bounds
-
-
-def expected_energies(part: ChainPosterior, dynamics: MNIWParams) -> Tensor:
-    """Expected log density of each transition under each of K dynamics.
-
-    That of `sksvae.graphical.transition_tables.EnergyTable`, several times faster for points.
-
-    Parameters
-    ----------
-    part : ChainPosterior
-        Sequences.
-    dynamics : MNIWParams
-        Of ``q(theta)``, with leading axis K; the marginals of states that share their noise.
-
-    Returns
-    -------
-    Tensor of shape (n_sequences, n_steps - 1, K)
-        In nats.
-    """
-    stats = _MNIW.standard_expected_stats(dynamics)
-    if not is_points(part):
-        return EnergyTable.build(stats).energies(part)
-    # -(|z' - X y|^2_P + D y'V^-1 y)/2 is a square of ``root @ (z', y)`` for a triangular root.
-    n_states, dim, n_columns = dynamics.mean.shape
-    whiten = torch.linalg.solve_triangular(
-        cholesky(dynamics.scale, "scale"),
-        torch.eye(dim, dtype=dynamics.mean.dtype, device=dynamics.mean.device)
-        * dynamics.dof.sqrt()[:, None, None],
-        upper=False,
-    )
-    doubt = torch.linalg.solve_triangular(
-        cholesky(dynamics.mean_precision, "mean_precision"),
-        math.sqrt(dim) * torch.eye(n_columns, dtype=whiten.dtype, device=whiten.device),
-        upper=False,
-    )
-    root = torch.cat((torch.cat((whiten, -whiten @ dynamics.mean), -1), pad(doubt, (dim, 0))), -2)
-    root = root.flatten(0, 1).mT
-    square = [
-        (v @ root).square_().unflatten(-1, (n_states, -1)).sum(-1)
-        for v in _pairs(part).split(_CHUNK)
-    ]
-    energies = 0.5 * (stats.log_det_precision - dim * _LOG_2PI - torch.cat(square))
-    return energies.view(len(part.mask), -1, n_states)
-
-
-def dynamics_statistics(part: ChainPosterior, moves: Tensor) -> MNIWNatural:
-    """Sufficient statistics of K dynamics.
-
-    That is the second part of `sksvae.graphical.gaussian_chain.chain_stats`, faster for points.
-
-    Parameters
-    ----------
-    part : ChainPosterior
-        Sequences.
-    moves : Tensor of shape (n_sequences, n_steps - 1, K)
-        How much each transition counts for each of the dynamics.
-
-    Returns
-    -------
-    MNIWNatural
-        With leading axis K.
-    """
-    if not is_points(part):
-        starts, _ = chain_roles(part.mask)
-        return chain_stats(part, starts.to(moves), moves)[1]
-    dim, n_states = part.mean.shape[-1], moves.shape[-1]
-    width = 2 * dim + 1
-    total = moves.new_zeros(n_states, width * width)
-    for v, weights in zip(
-        _pairs(part).split(_CHUNK), moves.flatten(0, 1).split(_CHUNK), strict=True
-    ):
-        total += weights.mT @ (v.unsqueeze(-1) * v.unsqueeze(-2)).flatten(1)
-    return natural_of_moments(total.view(n_states, width, width))
-
-
-def natural_of_moments(moments: Tensor) -> MNIWNatural:
-    """Natural parameters that transitions add.
-
-    Parameters
-    ----------
-    moments : Tensor of shape (..., 2 latent_dim + 1, 2 latent_dim + 1)
-        Sums of ``v v'``, where ``v = (z', z, 1)``.
-
-    Returns
-    -------
-    MNIWNatural
-        Of ``X = [A b]`` and ``Q``.
-    """
-    dim = moments.shape[-1] // 2
-    return MNIWNatural(
-        -0.5 * moments[..., :dim, :dim],
-        moments[..., :dim, dim:],
-        -0.5 * moments[..., dim:, dim:],
-        0.5 * moments[..., -1, -1],
-    )
-
-
-def _pairs(part: ChainPosterior) -> Tensor:
-    """``(z_{t+1}, z_t, 1)`` of all pairs of steps, those that do not exist included."""
-    mean = part.mean
-    return torch.cat((mean[:, 1:], pad(mean[:, :-1], (0, 1), value=1.0)), -1).flatten(0, 1)
 
 
 def _first_latents(parts: Sequence[ChainPosterior], prior: NIWParams) -> tuple[NIWParams, float]:

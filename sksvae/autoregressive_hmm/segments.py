@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from sksvae.autoregressive_hmm.model import Problem, natural_of_moments
+from sksvae.autoregressive_hmm.model import Problem
+from sksvae.autoregressive_hmm.transition_moments import natural_of_moments
 from sksvae.expfam import MNIW, MNIWNatural, MNIWParams, natural_step
 from sksvae.sequences import Windows
 

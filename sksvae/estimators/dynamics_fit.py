@@ -3,6 +3,7 @@
 
 import math
 from numbers import Real
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from sksvae.estimators.validation import (
 from sksvae.graphical import DynamicsPrior, LinearDynamicsModel
 from sksvae.likelihoods.base import Likelihood
 from sksvae.sequence_objective import SequenceRows, SequenceVAE
-from sksvae.state_space import fit_state_space
+from sksvae.state_space import StateSpace, StateSpaceFit, fit_state_space
 from sksvae.state_space.subspace import choose_windows
 
 _START_LENGTH = 200  # least limit of the windows for the start: long periods need them
@@ -105,50 +106,52 @@ class DynamicsFit(SequenceSVAE):
             random_state=np.random.RandomState(seed),
         )
         windows = SequenceRows(*rows.steps(numbers), torch.as_tensor(lengths).to(rows.lengths))
-        latent_dim = self._chosen_latent_dim(windows, scaling, likelihood, seed)
-        return self._linear_start(latent_dim, windows, len(rows), scaling, likelihood, generator)
+        start = self._chosen_start(windows, scaling, likelihood, seed)
+        return self._linear_model(start, windows, len(rows), scaling, likelihood, generator)
 
-    def _chosen_latent_dim(
+    def _chosen_start(
         self, windows: SequenceRows, scaling: Scaling, likelihood: Likelihood, seed: int
-    ) -> int:
-        """The dimension of the latents, from windows of at most 20,000 steps if it is open."""
-        return self._checked_latent_dim(windows.observed.shape[1])
+    ) -> StateSpace:
+        """A linear model of windows, of the dimension that is chosen if it is open."""
+        return self._state_space(self._latent_dims()[0], windows, seed).model
 
-    def _linear_start(
+    def _state_space(
+        self, latent_dim: int, windows: SequenceRows, seed: int, **options: Any
+    ) -> StateSpaceFit:
+        """Expectation maximisation, until it has converged if ``options`` do not say else."""
+        observed, encoded, lengths = (part.cpu().numpy() for part in windows[:3])
+        return fit_state_space(
+            np.where(np.isnan(observed), np.nan, encoded.astype(float)),
+            lengths,
+            latent_dim,
+            max_length=max(self.sequence_length, _START_LENGTH),
+            max_rows=_START_ROWS,
+            random_state=seed,
+            **options,
+        )
+
+    def _linear_model(
         self,
-        latent_dim: int,
+        start: StateSpace,
         windows: SequenceRows,
         n_rows: int,
         scaling: Scaling,
         likelihood: Likelihood,
         generator: torch.Generator,
     ) -> SequenceVAE:
-        """A linear-Gaussian state space model of windows, in the form of the networks."""
-        observed, encoded, lengths = (part.cpu().numpy() for part in windows[:3])
-        start = fit_state_space(
-            np.where(np.isnan(observed), np.nan, encoded.astype(float)),
-            lengths,
-            latent_dim,
-            max_length=max(self.sequence_length, _START_LENGTH),
-            max_rows=_START_ROWS,
-            **self._start_rounds(n_rows),
-            random_state=generator.initial_seed() % (2**32),
-        ).model
+        """A linear-Gaussian state space model in the form of the networks."""
+        prior = self._initial_graphical(start.loading.shape[1], windows.encoded).prior
         return state_space_model(
             start,
             scaling,
             likelihood,
-            self._initial_graphical(latent_dim, windows.encoded).prior,
+            prior,
             n_rows,
             checked_layer_sizes(self.hidden_layer_sizes),
             self.activation,
             self._fixed_point_settings(to_train=True),
             generator,
         )
-
-    def _start_rounds(self, n_rows: int) -> dict:
-        """How far expectation maximisation of the start goes: until it has converged."""
-        return {}
 
     def _initial_graphical(self, latent_dim: int, like: Tensor) -> LinearDynamicsModel:
         return LinearDynamicsModel(self._priors(latent_dim, like)[0])

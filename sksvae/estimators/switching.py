@@ -1,39 +1,18 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Structured VAE with switching linear dynamics over its latents."""
 
-import math
-from collections.abc import Callable
-from dataclasses import replace
 from numbers import Integral, Real
 
 import numpy as np
-import torch
 from sklearn.utils._param_validation import Interval, StrOptions
 
-from sksvae.autoregressive_hmm import choose_prior, fit_autoregressive_hmm
-from sksvae.estimators.dynamics_fit import DynamicsFit
-from sksvae.estimators.moves import Moves
-from sksvae.estimators.scaling import Scaling
-from sksvae.estimators.sequence_start import fit_dynamics
-from sksvae.estimators.sequences import CHUNK_STEPS
-from sksvae.estimators.state_moves import drop_states, order_states, recall_states, state_weights
+from sksvae.estimators.state_moves import state_weights
 from sksvae.estimators.state_predictions import StatePredictions
-from sksvae.estimators.validation import checked_layer_sizes
-from sksvae.graphical import SwitchingDynamicsModel, SwitchingPrior
-from sksvae.inference import FixedPointSettings
-from sksvae.likelihoods.base import Likelihood
-from sksvae.sequence_objective import SequenceRows, SequenceVAE, single_steps
-from sksvae.training import EpochRecord, TrainingSettings
-
-# Of the learning rate after pretraining. Networks that know fine details forget them in the first
-# steps of Adam at the whole rate: bounds of the moving curves fell from 214 to 15 nats.
-_REFINING = 0.1
-_STEPS_PER_LATENT = 10  # at least: of fewer steps the priors of many latents outweigh all they tell
-_VB_ITER = 10  # rounds of variational Bayes with the potentials of the encoder
-_VB_TOL = 1e-3  # nats per step
+from sksvae.estimators.switching_fit import SwitchingFit
+from sksvae.graphical import SwitchingDynamicsModel
 
 
-class SVAESwitchingLDS(DynamicsFit, StatePredictions):
+class SVAESwitchingLDS(SwitchingFit, StatePredictions):
     """Switching linear dynamical system over the latents of a variational autoencoder.
 
     ``k_t ~ Cat(pi_{k_{t-1}})``, ``z_t ~ N(A_k z_{t-1} + b_k, Q_k)`` with ``k = k_t``, ``x_t ~ p(x |
@@ -203,8 +182,9 @@ class SVAESwitchingLDS(DynamicsFit, StatePredictions):
 
     Notes
     -----
-    The start is that of `SVAELinearDynamics`. On its latents a variational autoregressive hidden
-    Markov model is fitted, from several starts, with merges, deletions and births of states
+    The start is that of `SVAELinearDynamics`, or one that ends earlier: where they differ, the one
+    with the better bound after 15 epochs of training. On its latents a variational autoregressive
+    hidden Markov model is fitted, from several starts, with merges, deletions and births of states
     (`sksvae.autoregressive_hmm`), then q(theta) alone to the potentials of the encoder, then
     everything. Block updates go on from where they ended in the last epoch.
 
@@ -232,7 +212,7 @@ class SVAESwitchingLDS(DynamicsFit, StatePredictions):
     """
 
     _parameter_constraints: dict = {
-        **DynamicsFit._parameter_constraints,
+        **SwitchingFit._parameter_constraints,
         "n_states": [Interval(Integral, 1, None, closed="left")],
         "noise_covariance_type": [StrOptions({"full", "tied"})],
         "transition_concentration_prior": [Interval(Real, 0, None, closed="neither")],
@@ -243,8 +223,7 @@ class SVAESwitchingLDS(DynamicsFit, StatePredictions):
         "pretraining_iter": [Interval(Integral, 0, None, closed="left")],
     }
     _graphical_name = "switching_dynamics"
-    _OPEN_LATENT_DIMS = (14, 8, 4, 2)  # 14 is best, of 10 to 16, for twelve joint angles
-    _architecture_names = ("n_states", *DynamicsFit._architecture_names)
+    _architecture_names = ("n_states", *SwitchingFit._architecture_names)
 
     def __init__(
         self,
@@ -324,122 +303,6 @@ class SVAESwitchingLDS(DynamicsFit, StatePredictions):
         self.device = device
         self.verbose = verbose
         self.random_state = random_state
-
-    # ---- fit ----
-
-    def _fixed_point_settings(self, to_train: bool) -> FixedPointSettings:
-        # In training, updates go on in the next epoch.
-        precise = {"tol": 1e-4}
-        quick = {"tol": 1e-2, "solver_tol": 1e-2, "max_solver_steps": 5}
-        return FixedPointSettings(
-            max_updates=self.max_updates if to_train else max(self.max_updates, 50),
-            gradient=self.implicit_gradient,
-            **(quick if to_train else precise),
-        )
-
-    def _training_settings(self, n_rows: int, anneal: bool = True) -> TrainingSettings:
-        settings = super()._training_settings(n_rows, anneal)
-        if anneal and self._n_initial_epochs():
-            return replace(settings, learning_rate=_REFINING * settings.learning_rate)
-        return settings
-
-    def _n_initial_epochs(self) -> int:
-        needed = self.n_states > 1 and checked_layer_sizes(self.hidden_layer_sizes)
-        return self.pretraining_iter if needed else 0
-
-    def _start_rounds(self, n_rows: int) -> dict:
-        # One linear model fitted to the last nat explains what is due to states. Started there,
-        # the bound of the switching oscillator ended lower by 0.7 and 1.4 nats per step.
-        return {} if self.n_states == 1 else {"max_iter": 50, "tol": 1e-3 * min(n_rows, 20_000)}
-
-    def _chosen_latent_dim(
-        self, windows: SequenceRows, scaling: Scaling, likelihood: Likelihood, seed: int
-    ) -> int:
-        """That of which the start has the best bound, going down from the largest.
-
-        On real and synthetic recordings bounds of starts were in the order of those of whole fits.
-        """
-        dims = self._latent_dims()
-        dims = tuple(dim for dim in dims if dim * _STEPS_PER_LATENT <= len(windows)) or dims[-1:]
-        best, best_bound = dims[0], -math.inf
-        for latent_dim in dims if len(dims) > 1 else ():
-            # As with this dimension given, from the same random numbers.
-            generator = torch.Generator(device=self.device).manual_seed(seed)
-            model = self._linear_start(
-                latent_dim, windows, len(windows), scaling, likelihood, generator
-            )
-            rows = windows.with_memory()
-            self._start_states(model, rows, generator, n_starts=1)
-            bound = self._mean_bound(model, rows, generator)
-            if not bound > best_bound:
-                break
-            best, best_bound = latent_dim, bound
-        return best
-
-    def _initialize(
-        self,
-        model: SequenceVAE,
-        rows: SequenceRows,
-        generator: torch.Generator,
-        random_state: np.random.RandomState,
-        on_epoch_end: Callable[[int, EpochRecord], bool],
-    ) -> None:
-        """Networks for single steps, if asked for, then dynamics and states."""
-        if self._n_initial_epochs():
-            # Each step by itself: twice as fast, and dynamics cannot make up for what the networks
-            # do not explain. States are looked for in what comes out, so that it is trained to
-            # its end.
-            n_epochs, steps = self.pretraining_iter, single_steps(rows)
-            self._pretrain(model, steps, n_epochs, generator, on_epoch_end, anneal=True)
-        self._start_states(model, rows, generator, self.n_starts)
-
-    def _start_states(
-        self, model: SequenceVAE, rows: SequenceRows, generator: torch.Generator, n_starts: int
-    ) -> None:
-        """Linear dynamics, then states on their latents, then both with the encoder's evidence."""
-        self._fit_linear_dynamics(model, rows)
-        if self.n_states == 1:
-            # Nothing is left to find, and the fit goes on as that of `SVAELinearDynamics`.
-            linear = model.graphical.prior, model.graphical.posterior
-            model.graphical = SwitchingDynamicsModel(*(SwitchingPrior.sticky(1, q) for q in linear))
-            return
-        rows = rows.rejoined()
-        with torch.no_grad():
-            latents = [model.infer(part) for part in rows.parts(CHUNK_STEPS)]
-        priors = [
-            SwitchingPrior.sticky(
-                self.n_states,
-                prior,
-                concentration=self.transition_concentration_prior,
-                stickiness=self.stickiness_prior,
-                tied=self.noise_covariance_type == "tied",
-            )
-            for prior in self._priors(model.graphical.latent_dim, rows.encoded)
-        ]
-        prior = choose_prior(latents, priors, generator=generator)
-        found = fit_autoregressive_hmm(latents, prior, n_starts=n_starts, generator=generator)
-        model.graphical = SwitchingDynamicsModel(found.prior, found.posterior)
-        if rows.memory is not None:
-            stacked = [
-                states[part.mask] for states, part in zip(found.states, latents, strict=True)
-            ]
-            rows.memory.states = torch.cat(stacked).to(rows.encoded)
-        fit_dynamics(model, rows, max_iter=_VB_ITER, tol=_VB_TOL, chunk=CHUNK_STEPS)
-
-    def _recall(self, model: SequenceVAE, rows: SequenceRows) -> None:
-        recall_states(model, rows, chunk=CHUNK_STEPS)
-
-    def _moves(
-        self, model: SequenceVAE, rows: SequenceRows, random_state: np.random.RandomState
-    ) -> Moves:
-        if rows.memory.states is None:  # what another fit learned goes on
-            self._recall(model, rows)
-        return super()._moves(model, rows, random_state)
-
-    def _finish(self, model: SequenceVAE, rows: SequenceRows) -> None:
-        """Give up states without use, and order the others by their weight."""
-        drop_states(model, rows, chunk=CHUNK_STEPS)
-        order_states(model, rows)
 
     def _graphical_attributes(self, graphical: SwitchingDynamicsModel) -> dict[str, np.ndarray]:
         point = graphical.point_parameters()

@@ -220,12 +220,12 @@ class EnergyTable(NamedTuple):
         residual = torch.baddbmm(rows[0], rows[1], self.regression)
         square = (residual @ self.factor).square().sum(-1).mT.unflatten(0, y.shape[:2])
         regressors = y.unsqueeze(-1) * y.unsqueeze(-2)
-        by_step = posterior.covariance.flatten(-2) @ self.steps
-        square = (
-            square
-            + regressors.flatten(-2) @ self.doubt
-            + by_step[:, 1:, :n_states]
-            + by_step[:, :-1, n_states:]
-            + posterior.lag_covariance.flatten(-2) @ self.lags
-        )
+        square = square + regressors.flatten(-2) @ self.doubt + self.spread(posterior)
         return 0.5 * (self.constant - square)
+
+    def spread(self, posterior: ChainPosterior) -> Tensor:
+        """What covariances add to the expected squares of residuals, of the shape of `energies`."""
+        by_step = posterior.covariance.flatten(-2) @ self.steps
+        later, earlier = by_step.split(len(self.constant), -1)
+        by_pair = posterior.lag_covariance.flatten(-2) @ self.lags
+        return later[:, 1:] + earlier[:, :-1] + by_pair

@@ -50,6 +50,7 @@ def fit_state_space(
     prior_rows: float = 1e-3,
     max_length: int = 200,
     max_rows: int = 20_000,
+    start: StateSpace | None = None,
     random_state: int | np.random.RandomState | None = None,
 ) -> StateSpaceFit:
     """Fit a linear-Gaussian state space model to standardised sequences.
@@ -93,6 +94,8 @@ def fit_state_space(
         Longest window.
     max_rows : int, default=20_000
         Most rows to use. If there are more, whole windows are drawn.
+    start : StateSpace or None, default=None
+        Where to go on; None: from subspace identification.
     random_state : int, RandomState instance or None, default=None
         Draws the windows.
 
@@ -123,25 +126,18 @@ def fit_state_space(
     rows = ObservedRows.from_arrays(X, lengths)
     if max_iter is None:
         max_iter = min(max(_VISITS // len(X), _LEAST_ROUNDS), _MOST_ROUNDS)
-    starts = [
-        subspace_identification(
-            X,
-            lengths,
-            latent_dim,
-            significant=significant,
-            min_noise=min_noise,
-            max_rows=max_rows,
-            max_length=max_length,
+    starts = (
+        [start]
+        if start
+        else _subspace_starts(
+            X, lengths, latent_dim, min_noise=min_noise, max_rows=max_rows, max_length=max_length
         )
-        for significant in (True, False)
-    ]
-    if np.array_equal(starts[0].transition, starts[1].transition):
-        starts = starts[:1]
+    )
     best: Any = None  # until the first start, of which there is at least one
     best_rounds: Any = None
     objectives = [-math.inf]
-    for start in starts:
-        rounds = em_rounds(rows, start, min_noise, prior_rows)
+    for first in starts:
+        rounds = em_rounds(rows, first, min_noise, prior_rows)
         trial = list(itertools.islice(rounds, min(_TRIAL_ROUNDS, max_iter) + 1))
         if best is None or trial[-1][1] > objectives[-1]:
             best, best_rounds, objectives = trial[-1][0], rounds, [value for _, value in trial]
@@ -153,6 +149,18 @@ def fit_state_space(
             break  # series without noise: the next model is too near to singular for its numbers
         objectives.append(objective)
     return StateSpaceFit(model.canonical(*model.state_moments(X, lengths)), objectives)
+
+
+def _subspace_starts(
+    X: np.ndarray, lengths: np.ndarray, latent_dim: int, **options: Any
+) -> list[StateSpace]:
+    """Models without and with directions that may be chance, or one if these are the same."""
+    starts = [
+        subspace_identification(X, lengths, latent_dim, significant=significant, **options)
+        for significant in (True, False)
+    ]
+    alike = np.array_equal(starts[0].transition, starts[1].transition)
+    return starts[:1] if alike else starts
 
 
 def em_rounds(

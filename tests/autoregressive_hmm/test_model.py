@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from sksvae.autoregressive_hmm import point_sequences
-from sksvae.autoregressive_hmm.model import Problem, dynamics_statistics, expected_energies
+from sksvae.autoregressive_hmm import point_sequences, transition_moments
+from sksvae.autoregressive_hmm.model import Problem
 from sksvae.autoregressive_hmm.sequences import point_part
 from sksvae.expfam import MNIW, NIW, Dirichlet
 from sksvae.graphical.gaussian_chain import chain_stats
@@ -122,21 +122,37 @@ def test_statistics_of_the_expectation_are_those_of_its_marginals():
     assert_close(2 * expectation.statistics.dynamics.log_det_precision.sum().item(), 68.0)
 
 
-@pytest.mark.parametrize("dim", [1, 3])
-def test_fast_paths_for_points_agree_with_slow_ones(dim):
-    points, _ = cases.switching(0, dim=dim, lengths=[50, 30])
-    problem = Problem.build(point_sequences(points, [50, 30]).parts, cases.prior(3, dim))
-    dynamics = problem.with_labels(torch.arange(80) // 30).dynamics
-    (part,) = problem.parts
-    moves = part.mask[:, 1:]
-    got = expected_energies(part, dynamics)[moves]
-    want = EnergyTable.build(MNIW().standard_expected_stats(dynamics)).energies(part)[moves]
-    assert_close(got, want, rtol=1e-10, atol=1e-10)
-    weights = torch.rand(2, 49, 3, generator=torch.Generator().manual_seed(0)).double()
-    weights = weights * moves.unsqueeze(-1)
-    slow = chain_stats(part, part.mask.double(), weights)[1]
-    for got, want in zip(dynamics_statistics(part, weights), slow, strict=True):
-        assert_close(got, want, rtol=1e-10, atol=1e-10)
+@pytest.mark.parametrize("kept", [True, False], ids=["kept", "found anew"])
+@pytest.mark.parametrize("kind", ["points", "posteriors", "single steps"])
+def test_moments_of_transitions_tell_energies_and_statistics(monkeypatch, kind, kept):
+    """As the slow functions for sequences have them; also where chunks and parts begin."""
+    monkeypatch.setattr(transition_moments, "_CHUNK", 7)
+    if not kept:
+        monkeypatch.setattr(transition_moments, "_MOST_KEPT", 0)
+    lengths = [1, 1] if kind == "single steps" else [50, 30]
+    if kind == "posteriors":
+        parts = [cases.random_posteriors([30, 20]), cases.random_posteriors([4])]
+    else:
+        points, _ = cases.switching(0, dim=2, lengths=lengths)
+        parts = point_sequences(points, lengths).parts
+    problem = Problem.build(parts, cases.prior(3, 2))
+    dynamics = problem.with_labels(torch.arange(problem.n_rows) * 3 // problem.n_rows).dynamics
+    generator, table = torch.Generator().manual_seed(0), EnergyTable.build(_expected(dynamics))
+    slow, weights = [], []
+    energies = problem.moments.energies(dynamics)
+    for part, got in zip(problem.parts, energies, strict=True):
+        moves = part.mask[:, 1:]
+        assert got.shape == (*moves.shape, 3)
+        assert_close(got[moves], table.energies(part)[moves], rtol=1e-10, atol=1e-10)
+        drawn = torch.rand(got.shape, generator=generator).double() * moves.unsqueeze(-1)
+        weights.append(drawn)
+        slow.append(chain_stats(part, part.mask.double(), drawn)[1])
+    for got, *wanted in zip(problem.moments.statistics(weights), *slow, strict=True):
+        assert_close(got, sum(wanted), rtol=1e-10, atol=1e-10)
+
+
+def _expected(dynamics):
+    return MNIW().standard_expected_stats(dynamics)
 
 
 @each_kind

@@ -13,6 +13,8 @@ from sklearn.exceptions import ConvergenceWarning
 
 from sksvae import SVAELinearDynamics, SVAESwitchingLDS
 from sksvae.estimators.base import BaseSVAE
+from sksvae.estimators.dynamics_fit import DynamicsFit
+from sksvae.estimators.switching_fit import SwitchingFit
 from sksvae.sequence_objective import SequenceRows
 from sksvae.training import Trainer
 
@@ -174,7 +176,7 @@ def test_the_best_of_several_runs_is_kept():
 def test_refitted_dynamics_are_those_of_the_new_data(monkeypatch):
     """In several parts: none of them may remember more or less than its own states."""
     monkeypatch.setattr("sksvae.estimators.dynamics_fit.CHUNK_STEPS", 45)
-    monkeypatch.setattr("sksvae.estimators.switching.CHUNK_STEPS", 45)
+    monkeypatch.setattr("sksvae.estimators.switching_fit.CHUNK_STEPS", 45)
     estimator = copy.deepcopy(fitted())
     faster = turning()[0].sample(40, 2)[0][:, ::2]
     score, weights = estimator.score(faster), estimator.state_weights_
@@ -429,3 +431,72 @@ def test_clones_are_as_new():
     copied = clone(fitted())
     assert vars(copied) == copied.get_params(deep=False)
     assert_same_attributes(copied.fit(X), fitted())
+
+
+# ---- how far the linear start goes ----
+
+
+def slow_to_fit():
+    """Return oscillations that change their periods: their linear model converges slowly."""
+    rng, t = np.random.RandomState(4), np.arange(60)
+    waves = np.stack([np.sin(2 * np.pi * t / period) for period in (7, 11, 17, 29)], 1)
+    waves[30:, :2] = np.stack([np.sin(2 * np.pi * t / period) for period in (5, 13)], 1)[30:]
+    return waves @ rng.standard_normal((4, 6)) + 0.01 * rng.standard_normal((60, 6))
+
+
+@pytest.mark.parametrize("bounds", [(1.0, 2.0), (2.0, 1.0)], ids=["further", "early"])
+def test_the_fit_starts_from_what_is_better_after_some_training(monkeypatch, bounds):
+    trials, used = [], []
+    bound_after_training, linear_model = (
+        SwitchingFit._bound_after_training,
+        DynamicsFit._linear_model,
+    )
+
+    def after_training(self, begun):
+        before = begun.model.encoder.bias.clone()
+        assert np.isfinite(bound_after_training(self, begun))
+        assert not torch.equal(begun.model.encoder.bias, before)
+        trials.append(begun.start)
+        return bounds[len(trials) - 1]
+
+    def recorded(self, start, *rest):
+        used.append(start)
+        return linear_model(self, start, *rest)
+
+    monkeypatch.setattr(SwitchingFit, "_bound_after_training", after_training)
+    monkeypatch.setattr(DynamicsFit, "_linear_model", recorded)
+    series = slow_to_fit()
+    estimator = quick(latent_dim=5, rows="consecutive", max_iter=3).fit(series)
+    early, further = (start.log_likelihood(scaled(series), [60])[0] for start in trials)
+    assert further > early + 0.05 * 60
+    assert used[-1] is trials[int(np.argmax(bounds))]
+    assert estimator.n_iter_ == 3  # epochs of trials are not among them
+
+
+def scaled(series):
+    return (series - series.mean(0)) / series.std(0)
+
+
+@pytest.mark.parametrize(
+    ("series", "params"),
+    [
+        (X, {}),
+        (slow_to_fit(), {"n_states": 1}),
+        (slow_to_fit(), {"hidden_layer_sizes": (5,), "pretraining_iter": 1}),
+    ],
+    ids=["hardly better", "one state", "pretrained"],
+)
+def test_where_there_is_nothing_to_compare(monkeypatch, series, params):
+    def fail(self, begun):
+        raise AssertionError
+
+    monkeypatch.setattr(SwitchingFit, "_bound_after_training", fail)
+    quick(latent_dim=5, rows="consecutive", max_iter=1, **params).fit(series)
+
+
+def test_a_start_that_fails_in_training_has_lost(monkeypatch):
+    def fail(self, *args, **options):
+        raise ValueError("Training diverged.")
+
+    monkeypatch.setattr(SwitchingFit, "_pretrain", fail)
+    assert_usable(quick(latent_dim=5, rows="consecutive").fit(slow_to_fit()), slow_to_fit())
