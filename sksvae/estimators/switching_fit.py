@@ -91,7 +91,7 @@ class SwitchingFit(DynamicsFit):
         tol = max(0.1, _FURTHER_TOL * len(windows))
         dim = len(best.model.offset)
         further = self._state_space(dim, windows, seed, start=best.model, tol=tol)
-        if further.objectives[-1] - best.objectives[-1] < _LEAST_GAIN:
+        if further.objectives[-1] - further.objectives[0] < _LEAST_GAIN:
             return best.model
         trials = begun or begin(best.model), begin(further.model)
         return max(trials, key=self._bound_after_training).start
