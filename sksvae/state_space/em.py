@@ -126,13 +126,12 @@ def fit_state_space(
     rows = ObservedRows.from_arrays(X, lengths)
     if max_iter is None:
         max_iter = min(max(_VISITS // len(X), _LEAST_ROUNDS), _MOST_ROUNDS)
-    starts = (
-        [start]
-        if start
-        else _subspace_starts(
+    if start is not None:
+        starts = [start]
+    else:
+        starts = _subspace_starts(
             X, lengths, latent_dim, min_noise=min_noise, max_rows=max_rows, max_length=max_length
         )
-    )
     best: Any = None  # until the first start, of which there is at least one
     best_rounds: Any = None
     objectives = [-math.inf]

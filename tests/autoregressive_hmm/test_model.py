@@ -123,19 +123,20 @@ def test_statistics_of_the_expectation_are_those_of_its_marginals():
 
 
 @pytest.mark.parametrize("kept", [True, False], ids=["kept", "found anew"])
+@pytest.mark.parametrize("dim", [1, 2, 3])
 @pytest.mark.parametrize("kind", ["points", "posteriors", "single steps"])
-def test_moments_of_transitions_tell_energies_and_statistics(monkeypatch, kind, kept):
+def test_moments_of_transitions_tell_energies_and_statistics(monkeypatch, kind, dim, kept):
     """As the slow functions for sequences have them; also where chunks and parts begin."""
     monkeypatch.setattr(transition_moments, "_CHUNK", 7)
     if not kept:
         monkeypatch.setattr(transition_moments, "_MOST_KEPT", 0)
     lengths = [1, 1] if kind == "single steps" else [50, 30]
     if kind == "posteriors":
-        parts = [cases.random_posteriors([30, 20]), cases.random_posteriors([4])]
+        parts = [cases.random_posteriors(some, dim) for some in ([30, 20], [4])]
     else:
-        points, _ = cases.switching(0, dim=2, lengths=lengths)
+        points, _ = cases.switching(0, dim=dim, lengths=lengths)
         parts = point_sequences(points, lengths).parts
-    problem = Problem.build(parts, cases.prior(3, 2))
+    problem = Problem.build(parts, cases.prior(3, dim))
     dynamics = problem.with_labels(torch.arange(problem.n_rows) * 3 // problem.n_rows).dynamics
     generator, table = torch.Generator().manual_seed(0), EnergyTable.build(_expected(dynamics))
     slow, weights = [], []

@@ -11,12 +11,8 @@ import torch
 from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning
 
-from sksvae import SVAELinearDynamics, SVAESwitchingLDS
-from sksvae.estimators.base import BaseSVAE
-from sksvae.estimators.dynamics_fit import DynamicsFit
-from sksvae.estimators.switching_fit import SwitchingFit
+from sksvae import SVAELinearDynamics
 from sksvae.sequence_objective import SequenceRows
-from sksvae.training import Trainer
 
 from .cases import assert_same_attributes, fitted_attributes
 from .linear_dynamics_cases import with_gaps
@@ -191,84 +187,6 @@ def test_refitted_dynamics_are_those_of_the_new_data(monkeypatch):
         estimator.refit_dynamics(np.full_like(SMALL, np.nan))
 
 
-def test_networks_are_pretrained_on_single_steps(monkeypatch):
-    """If there are any networks; dynamics are found afterwards."""
-    seen = []
-
-    def pretrain(self, model, rows, *rest, **options):
-        seen.append(rows)
-        before = model.encoder.bias.clone()
-        BaseSVAE._pretrain(self, model, rows, *rest, **options)
-        assert not torch.equal(model.encoder.bias, before)
-
-    monkeypatch.setattr(SVAESwitchingLDS, "_pretrain", pretrain)
-    estimator = quick(hidden_layer_sizes=(5,), pretraining_iter=3, max_iter=2).fit(SMALL)
-    assert estimator.n_iter_ == len(estimator.lower_bounds_) == 5
-    assert estimator.n_states_ == 2
-    (rows,) = seen
-    assert (rows.lengths == 1).all()
-    observed = rows.observed * estimator.scale_ + estimator.location_
-    np.testing.assert_allclose(observed, SMALL.reshape(-1, 3))
-    assert quick(pretraining_iter=3).fit(SMALL).n_iter_ == 2
-    assert quick(1, hidden_layer_sizes=(5,), pretraining_iter=3).fit(SMALL).n_iter_ == 2
-    assert len(seen) == 1
-
-
-def test_networks_are_refined_at_a_tenth_of_the_learning_rate():
-    settings = {"hidden_layer_sizes": (5,), "learning_rate_init": 0.01}
-    rates = {
-        epochs: quick(pretraining_iter=epochs, **settings)._training_settings(100).learning_rate
-        for epochs in (0, 3)
-    }
-    assert rates == {0: 0.01, 3: pytest.approx(0.001)}
-    pretraining = quick(pretraining_iter=3, **settings)._training_settings(100, anneal=False)
-    assert pretraining.learning_rate == 0.01
-
-
-def test_the_learning_rate_of_pretraining_falls_to_zero(monkeypatch):
-    """And then begins anew, at a tenth."""
-    rates, step = [], Trainer.step
-
-    def recorded(self, rows, step_size):
-        rates.append((len(rows) == rows.latent_shape[0], self.optimizer.param_groups[0]["lr"]))
-        return step(self, rows, step_size)
-
-    monkeypatch.setattr(Trainer, "step", recorded)
-    settings = {"hidden_layer_sizes": (5,), "learning_rate_init": 0.01, "batch_size": 20}
-    quick(pretraining_iter=4, max_iter=2, **settings).fit(SMALL)
-    alone, together = ([rate for single, rate in rates if single == kind] for kind in (True, False))
-    for falling, first in ((alone, 0.01), (together, 0.001)):
-        assert falling[0] == pytest.approx(first)
-        assert (np.diff(falling) < 0).all()
-        assert falling[-1] < 0.4 * first
-
-
-def test_the_number_of_latents_has_the_best_bound_of_the_start():
-    """The fit is then that with this number given, to the bit."""
-    settings = {"max_iter": 1, "transition_precision_prior": 1.0}
-    chosen = quick(latent_dim=None, **settings).fit(X)
-    assert chosen.latent_dim_ == 2
-    given = quick(latent_dim=2, **settings).fit(X)
-    assert chosen.architecture_["latent_dim"] is None
-    chosen.architecture_ = given.architecture_
-    assert_same_attributes(chosen, given)
-    assert given.lower_bound_ > quick(latent_dim=8, **settings).fit(X).lower_bound_
-
-
-@pytest.mark.parametrize(
-    ("params", "dims"),
-    [
-        ({}, (14, 8, 4, 2)),
-        ({"latent_dim": 3}, (3,)),
-        ({"noise_covariance_prior": np.eye(5)}, (5,)),
-        ({"degrees_of_freedom_prior": 5.0}, (4, 2)),
-    ],
-    ids=str,
-)
-def test_what_is_given_limits_the_number_of_latents(params, dims):
-    assert SVAESwitchingLDS(**params)._latent_dims() == dims
-
-
 UNUSUAL = [
     {"natural_gradient": "biased", "implicit_gradient": "none"},
     {"implicit_gradient": "richardson", "beta": 2.0, "capacity": 1.0},
@@ -431,72 +349,3 @@ def test_clones_are_as_new():
     copied = clone(fitted())
     assert vars(copied) == copied.get_params(deep=False)
     assert_same_attributes(copied.fit(X), fitted())
-
-
-# ---- how far the linear start goes ----
-
-
-def slow_to_fit():
-    """Return oscillations that change their periods: their linear model converges slowly."""
-    rng, t = np.random.RandomState(4), np.arange(60)
-    waves = np.stack([np.sin(2 * np.pi * t / period) for period in (7, 11, 17, 29)], 1)
-    waves[30:, :2] = np.stack([np.sin(2 * np.pi * t / period) for period in (5, 13)], 1)[30:]
-    return waves @ rng.standard_normal((4, 6)) + 0.01 * rng.standard_normal((60, 6))
-
-
-@pytest.mark.parametrize("bounds", [(1.0, 2.0), (2.0, 1.0)], ids=["further", "early"])
-def test_the_fit_starts_from_what_is_better_after_some_training(monkeypatch, bounds):
-    trials, used = [], []
-    bound_after_training, linear_model = (
-        SwitchingFit._bound_after_training,
-        DynamicsFit._linear_model,
-    )
-
-    def after_training(self, begun):
-        before = begun.model.encoder.bias.clone()
-        assert np.isfinite(bound_after_training(self, begun))
-        assert not torch.equal(begun.model.encoder.bias, before)
-        trials.append(begun.start)
-        return bounds[len(trials) - 1]
-
-    def recorded(self, start, *rest):
-        used.append(start)
-        return linear_model(self, start, *rest)
-
-    monkeypatch.setattr(SwitchingFit, "_bound_after_training", after_training)
-    monkeypatch.setattr(DynamicsFit, "_linear_model", recorded)
-    series = slow_to_fit()
-    estimator = quick(latent_dim=5, rows="consecutive", max_iter=3).fit(series)
-    early, further = (start.log_likelihood(scaled(series), [60])[0] for start in trials)
-    assert further > early + 0.05 * 60
-    assert used[-1] is trials[int(np.argmax(bounds))]
-    assert estimator.n_iter_ == 3  # epochs of trials are not among them
-
-
-def scaled(series):
-    return (series - series.mean(0)) / series.std(0)
-
-
-@pytest.mark.parametrize(
-    ("series", "params"),
-    [
-        (X, {}),
-        (slow_to_fit(), {"n_states": 1}),
-        (slow_to_fit(), {"hidden_layer_sizes": (5,), "pretraining_iter": 1}),
-    ],
-    ids=["hardly better", "one state", "pretrained"],
-)
-def test_where_there_is_nothing_to_compare(monkeypatch, series, params):
-    def fail(self, begun):
-        raise AssertionError
-
-    monkeypatch.setattr(SwitchingFit, "_bound_after_training", fail)
-    quick(latent_dim=5, rows="consecutive", max_iter=1, **params).fit(series)
-
-
-def test_a_start_that_fails_in_training_has_lost(monkeypatch):
-    def fail(self, *args, **options):
-        raise ValueError("Training diverged.")
-
-    monkeypatch.setattr(SwitchingFit, "_pretrain", fail)
-    assert_usable(quick(latent_dim=5, rows="consecutive").fit(slow_to_fit()), slow_to_fit())
