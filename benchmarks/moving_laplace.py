@@ -9,12 +9,13 @@ Of 512 sequences to train and 128 to test. States are compared with the true one
 sequences (ARI over steps, accuracy after matching). Steps 20 to 70 of those are then taken out and
 filled: root mean squared error of `impute`, of linear interpolation, and of `SVAELinearDynamics`
 with the same networks. States show with networks that were trained on single steps, in single
-precision, and one noise covariance, which takes a quarter of an hour a seed::
+precision, one noise covariance, and noise that the decoder gives, which takes twenty minutes a
+seed::
 
     OMP_NUM_THREADS=1 python benchmarks/moving_laplace.py --no-linear --dtype float32 --settings '{
         "latent_dim": 2, "hidden_layer_sizes": [200, 200, 200], "solver": "muon",
-        "learning_rate_init": 0.002, "pretraining_iter": 40, "max_iter": 6, "batch_size": 500,
-        "noise_covariance_type": "tied"}'
+        "learning_rate_init": 0.003, "pretraining_iter": 40, "max_iter": 6, "batch_size": 500,
+        "noise_covariance_type": "tied", "likelihood": "gaussian_network"}'
 """
 
 import argparse

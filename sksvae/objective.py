@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from sksvae.coordinates import Coordinates
 from sksvae.graphical import ChainPosterior, GraphicalModel, Posterior, Potentials, SequenceModel
 from sksvae.inference import FixedPointSettings
 from sksvae.likelihoods.base import Likelihood
@@ -148,6 +149,7 @@ class StructuredVAE(nn.Module):
         self.likelihood_params = nn.ParameterDict(
             {name: nn.Parameter(value) for name, value in start.items()}
         )
+        self.coordinates: Coordinates | None = None  # of the latents, if not those of the networks
         # Each estimator knows which model it is.
         self.graphical: Any = graphical
         self.settings = settings
@@ -163,12 +165,21 @@ class StructuredVAE(nn.Module):
         """Potentials of each row."""
         # Stored rows hold nothing themselves.
         if len(rows.encoded) == len(rows) <= _ENCODED_AT_ONCE:
-            return Potentials(*self.encoder(rows.encoded))
-        parts = [self.encoder(part.encoded) for part in rows.parts(_ENCODED_AT_ONCE)]
+            return self.potentials(rows.encoded)
+        parts = [self.potentials(part.encoded) for part in rows.parts(_ENCODED_AT_ONCE)]
         return Potentials(*(torch.cat(fields) for fields in zip(*parts, strict=True)))
+
+    def potentials(self, encoded: Tensor) -> Potentials:
+        """Potentials of what the encoder sees, in the coordinates of the latents."""
+        r, R = self.encoder(encoded)
+        if self.coordinates is not None:
+            r, R = self.coordinates.carry(r, R)
+        return Potentials(r, R)
 
     def decode(self, z: Tensor) -> Tensor:
         """Outputs for the likelihood, of shape (..., n_outputs, n_features)."""
+        if self.coordinates is not None:
+            z = self.coordinates.inverse(z)
         outputs = self.decoder(z)
         if self.likelihood.standardizes:
             return outputs

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sksvae.coordinates import Coordinates
 from sksvae.graphical import GRAPHICAL_MODELS, SEQUENCE_MODELS
 from sksvae.inference import FixedPointSettings
 from sksvae.likelihoods.base import Likelihood
@@ -109,6 +110,8 @@ def model_from_arrays(state: ArrayState, architecture: Architecture) -> Structur
         networks["link_scale"],
         architecture.settings,
     )
+    if coordinates := read("networks.coordinates."):
+        model.coordinates = Coordinates(**coordinates)
     model.load_state_dict(networks, assign=True)
     return model
 

@@ -284,7 +284,7 @@ class SequenceVAE(StructuredVAE):
         missing = rows.observed.isnan()
         share = 1.0 - missing.to(rows.encoded.dtype).mean(-1, keepdim=True)
         filled = self._filled(rows.encoded, missing)
-        return Potentials(*(share * field for field in self.encoder(filled)))
+        return Potentials(*(share * field for field in self.potentials(filled)))
 
     @torch.no_grad()
     def _filled(self, encoded: Tensor, missing: Tensor) -> Tensor:

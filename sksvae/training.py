@@ -142,14 +142,12 @@ class Trainer:
         self.generator = generator
         self.process = current_process()
         self.networks = list(model.parameters())
-        # Steps change these tensors in place, and nothing puts others there.
-        self._state = model.state_dict()
         # Like an optimiser of torch for those who keep its state, but not derived from one.
         self.optimizer: Any = Optimizer(_groups(model, settings))
 
     def copied_networks(self) -> dict[str, Tensor]:
         """State of the networks that further steps do not change."""
-        return {name: value.clone() for name, value in self._state.items()}
+        return {name: value.clone() for name, value in self.model.state_dict().items()}
 
     def set_progress(self, fraction: float) -> None:
         """Set the learning rate for a point of training between 0 and 1."""

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from scipy import stats
 
+from sksvae.coordinates import Coordinates
 from sksvae.expfam import DirichletParams, NIWParams
 from sksvae.graphical import GaussianMixtureModel, MixturePrior
 from sksvae.inference import FixedPointSettings
@@ -51,6 +52,21 @@ def mixture(n_components, certainty=6.0, spread=2.0, seed=0):
         n_components, 1.0, components.mean[0] * 0, 1.0, torch.eye(dim, dtype=torch.float64), 3.0
     )
     return GaussianMixtureModel(prior, MixturePrior(weights, components))
+
+
+def bent_coordinates(dim, norm=0.9, n_blocks=3, width=6):
+    """Blocks that add as much to the identity as the norm allows."""
+    inner, outer = normal(n_blocks, width, dim, seed=1), normal(n_blocks, dim, width, seed=2)
+    norms = torch.linalg.matrix_norm(inner, 2) * torch.linalg.matrix_norm(outer, 2)
+    return Coordinates(
+        normal(dim, seed=3),
+        1.0 + normal(dim, seed=4).square(),
+        inner,
+        normal(n_blocks, width, seed=5),
+        outer * (norm / norms)[:, None, None],
+        torch.eye(dim) + 0.3 * normal(dim, dim, seed=6),
+        normal(dim, seed=7),
+    )
 
 
 def build(graphical, likelihood=None, hidden=(), location=None, scale=None):

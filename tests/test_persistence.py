@@ -29,6 +29,7 @@ from .models import (
     LATENT_DIM,
     N_FEATURES,
     TIGHT,
+    bent_coordinates,
     build,
     cubature,
     data,
@@ -118,8 +119,9 @@ def test_a_model_comes_back_to_the_bit(likelihood, graphical, dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("tied", [False, True])
-def test_the_kind_of_switching_dynamics_comes_back(tied, dtype):
-    """Whether states share their noise shows in the shapes of arrays alone."""
+@pytest.mark.parametrize("bent", [False, True])
+def test_the_kind_of_switching_dynamics_comes_back(bent, tied, dtype):
+    """Whether states share their noise, and latents have coordinates, shows in the arrays alone."""
     graphical = random_model(3, LATENT_DIM, dtype=dtype, tied=tied)
     ones = torch.ones(N_FEATURES, dtype=dtype)
     likelihood = get_likelihood("gaussian")
@@ -128,6 +130,8 @@ def test_the_kind_of_switching_dynamics_comes_back(tied, dtype):
     ).to(dtype)
     for parameter in model.parameters():
         torch.nn.init.uniform_(parameter, -0.5, 0.5)
+    if bent:
+        model.coordinates = bent_coordinates(LATENT_DIM).to(dtype)
     architecture = dataclasses.replace(ARCHITECTURE, graphical="switching_dynamics")
     state = model_to_arrays(model)
     again = model_from_arrays(pickle.loads(pickle.dumps(state)), architecture)
@@ -139,6 +143,8 @@ def test_the_kind_of_switching_dynamics_comes_back(tied, dtype):
         assert np.array_equal(back[key], state[key])
     draws = [m.graphical.sample(20, 3, generator()) for m in (model, again)]
     assert torch.equal(draws[0][0], draws[1][0])
+    assert (again.coordinates is not None) == bent
+    assert torch.equal(*(m.decode(draws[0][0]) for m in (model, again)))
 
 
 def test_a_model_without_hidden_layers():

@@ -14,7 +14,15 @@ from sksvae.sequence_objective import SequenceRows, SequenceVAE, padded
 
 from .graphical import switching_cases
 from .graphical.dynamics_cases import random_model
-from .models import LATENT_DIM, N_FEATURES, NOISE, cubature, generator, normal
+from .models import (
+    LATENT_DIM,
+    N_FEATURES,
+    NOISE,
+    bent_coordinates,
+    cubature,
+    generator,
+    normal,
+)
 
 LENGTHS = (5, 1, 3, 5)
 
@@ -128,6 +136,27 @@ def test_potentials_shrink_with_what_is_missing():
     for whole, part in zip(model.encode(complete), model.encode(gappy), strict=True):
         assert (part[[0, 6, 7, 8]] == 0).all()
         assert torch.equal(whole[[1, 2, 4, 5]], part[[1, 2, 4, 5]])
+
+
+def test_coordinates_lie_between_networks_and_dynamics():
+    """Other ones are given and taken back, and nothing is told of what is missing."""
+    model, _, _ = build()
+    rows, z = data(gaps=True), normal(5, LATENT_DIM, seed=3)
+    (r, R), said = model.encode(rows), model.decode(z)
+    model.coordinates = bent_coordinates(LATENT_DIM)
+    torch.testing.assert_close(model.decode(model.coordinates(z)[0]), said)
+    whole = (rows.observed.isnan().sum(1) == 0).nonzero().squeeze(1)
+    carried = model.encode(rows)
+    for got, want in zip(carried, model.coordinates.carry(r[whole], R[whole]), strict=True):
+        torch.testing.assert_close(got[whole], want)
+    gone = rows.observed.isnan().all(1)
+    assert gone.any()
+    assert all((field[gone] == 0).all() for field in carried)
+    # What is filled in is what the networks agree on, in their own coordinates.
+    share = 1 - rows.observed[3].isnan().to(r.dtype).mean()
+    want = model.coordinates.carry(r[3:4] / share, R[3:4] / share)
+    for got, field in zip(carried, want, strict=True):
+        torch.testing.assert_close(got[3:4], share * field)
 
 
 def test_missing_values_are_filled_with_what_the_rest_says():
@@ -437,9 +466,12 @@ def test_every_parameter_has_a_gradient(gaps):
         assert (parameter.grad != 0).any(), name
 
 
-def test_gradient_of_the_bound_agrees_with_finite_differences():
+@pytest.mark.parametrize("bent", [False, True])
+def test_gradient_of_the_bound_agrees_with_finite_differences(bent):
     """With noise of exact moments, what the control variate leaves out is exactly zero."""
     model, _, _ = build()
+    if bent:
+        model.coordinates = bent_coordinates(LATENT_DIM)
     lengths = (3, 1)
     rows = data(lengths)
     # Antithetic draws along each axis of the noise of all steps together.

@@ -385,6 +385,18 @@ def test_adam_takes_the_steps_of_torch_and_reads_its_state():
     reference.load_state_dict({**reference.state_dict(), "state": adam.state_dict()["state"]})
 
 
+def test_gradients_may_lie_in_memory_in_any_order():
+    gradient = torch.arange(6.0).view(3, 2)
+    ours = torch.zeros(3, 2), torch.zeros(2, 3).mT, torch.zeros(3, 2)
+    for value, laid in zip(ours, (gradient, gradient, gradient.mT.contiguous().mT), strict=True):
+        value.grad = laid
+        adam = Optimizer([([value], 0.1, "adam")])
+        for _ in range(3):
+            adam.step()
+    for value in ours[1:]:
+        assert torch.equal(value, ours[0])
+
+
 @pytest.mark.parametrize("shape", [(6, 6), (9, 4), (4, 9), (5, 1)])
 def test_muon_makes_averages_of_gradients_orthogonal(shape):
     generator = torch.Generator().manual_seed(0)

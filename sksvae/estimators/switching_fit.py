@@ -22,6 +22,7 @@ from sksvae.inference import FixedPointSettings
 from sksvae.likelihoods.base import Likelihood
 from sksvae.sequence_objective import SequenceRows, SequenceVAE, single_steps
 from sksvae.state_space import StateSpace, StateSpaceFit
+from sksvae.straightening import straighten
 from sksvae.training import EpochRecord, TrainingSettings
 
 # Of the learning rate after pretraining. Networks that know fine details forget them in the first
@@ -155,13 +156,15 @@ class SwitchingFit(DynamicsFit):
         random_state: np.random.RandomState,
         on_epoch_end: Callable[[int, EpochRecord], bool],
     ) -> None:
-        """Networks for single steps, if asked for, then dynamics and states."""
+        """Networks for single steps, if asked for, on straight coordinates; then states."""
         if self._n_initial_epochs():
             # Each step by itself: twice as fast, and dynamics cannot make up for what the networks
             # do not explain. States are looked for in what comes out, so that it is trained to
             # its end.
             n_epochs, steps = self.pretraining_iter, single_steps(rows)
             self._pretrain(model, steps, n_epochs, generator, on_epoch_end, anneal=True)
+            self._fit_linear_dynamics(model, rows)
+            straighten(model, rows.rejoined(), generator=generator, chunk=CHUNK_STEPS)
         self._start_states(model, rows, generator, self.n_starts)
 
     def _start_states(

@@ -1,16 +1,21 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """How fits of switching dynamics start: networks, number of latents, length of the linear fit."""
 
+import pickle
+
 import numpy as np
 import pytest
 import torch
 
-from sksvae import SVAESwitchingLDS
+from sksvae import SVAESwitchingLDS, straightening
+from sksvae.estimators import switching_fit
 from sksvae.estimators.base import BaseSVAE
 from sksvae.estimators.dynamics_fit import DynamicsFit
 from sksvae.estimators.switching_fit import SwitchingFit
+from sksvae.graphical import LinearDynamicsModel
 from sksvae.training import Trainer
 
+from ..walks import unevenness, walk, warped
 from .cases import assert_same_attributes
 from .switching_cases import assert_usable, quick, turning
 
@@ -41,6 +46,92 @@ def test_networks_are_pretrained_on_single_steps(monkeypatch):
     assert quick(pretraining_iter=3).fit(SMALL).n_iter_ == 2
     assert quick(1, hidden_layer_sizes=(5,), pretraining_iter=3).fit(SMALL).n_iter_ == 2
     assert len(seen) == 1
+
+
+def test_coordinates_are_looked_for_between_pretraining_and_states(monkeypatch):
+    """In the latents of whole sequences under linear dynamics, with networks that are trained."""
+    seen, start = [], SwitchingFit._start_states
+
+    def straighten(model, rows, *, generator, chunk):
+        seen.append((type(model.graphical), rows.lengths.tolist()))
+
+    def start_states(self, *rest):
+        seen.append("states")
+        start(self, *rest)
+
+    monkeypatch.setattr(switching_fit, "straighten", straighten)
+    monkeypatch.setattr(SwitchingFit, "_start_states", start_states)
+    settings = {"max_iter": 1, "sequence_length": 4}
+    quick(hidden_layer_sizes=(5,), pretraining_iter=1, **settings).fit(SMALL)
+    assert seen == [(LinearDynamicsModel, [10] * len(SMALL)), "states"]
+    for without in ({"pretraining_iter": 0, "hidden_layer_sizes": (5,)}, {"pretraining_iter": 1}):
+        seen.clear()
+        quick(**settings, **without).fit(SMALL)
+        assert seen == ["states"]
+
+
+def uneven(dtype=np.float64):
+    """Three features of a walk in even steps, along which they change slowly or quickly."""
+    place = warped(walk(1, n_sequences=25))[..., 0].numpy()
+    features = np.stack([place, 0.5 * place**2, np.sin(place)], -1)
+    noise = 0.01 * np.random.RandomState(0).randn(*features.shape)
+    return (features + noise).astype(dtype)
+
+
+def fitted_to_uneven(X, monkeypatch, **params):
+    monkeypatch.setattr(straightening, "_N_ITER", 300)  # enough for one latent
+    settings = {
+        "latent_dim": 1,
+        "hidden_layer_sizes": (10,),
+        "pretraining_iter": 20,
+        "max_iter": 3,
+        "learning_rate_init": 0.005,
+        "batch_size": 500,
+        "transition_precision_prior": None,
+        "noise_covariance_prior": None,
+    }
+    return quick(3, **(settings | params)).fit(X)
+
+
+def test_straight_coordinates_give_one_state_to_what_moves_alike(monkeypatch):
+    """And the bound is higher than in the coordinates that the networks happen to have."""
+    X = uneven()
+    straight = fitted_to_uneven(X, monkeypatch)
+    monkeypatch.setattr(switching_fit, "straighten", lambda *args, **options: None)
+    bent = fitted_to_uneven(X, monkeypatch)
+    steps = {
+        name: unevenness(torch.from_numpy(estimator.transform(X)))
+        for name, estimator in {"straight": straight, "bent": bent}.items()
+    }
+    assert steps["straight"] < 0.15 < 0.5 < steps["bent"]
+    assert straight.lower_bound_ > bent.lower_bound_ + 0.2
+    # To the left and to the right.
+    assert (straight.n_states_, bent.n_states_) == (2, 3)
+    left, right = sorted(straight.offset_.ravel())
+    assert left == pytest.approx(-right, rel=0.1)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_fitted_models_keep_their_coordinates(dtype, monkeypatch, tmp_path):
+    X = uneven(dtype)
+    estimator = fitted_to_uneven(X, monkeypatch, checkpoint=tmp_path / "fit.checkpoint", max_iter=1)
+    assert "networks.coordinates.inner" in estimator.model_state_
+    latents = estimator.transform(X)
+    assert latents.dtype == dtype
+    again = pickle.loads(pickle.dumps(estimator))
+    np.testing.assert_array_equal(again.transform(X), latents)
+    back = estimator.inverse_transform(latents.reshape(-1, 1)).reshape(X.shape)
+    # The first feature is what the networks begin with.
+    assert np.sqrt(((back - X)[..., 0] ** 2).mean()) < 0.1 * X[..., 0].std()
+    gappy = X[:2].copy()
+    gappy[:, 40:43] = np.nan
+    assert_usable(estimator, gappy)
+    kept = {name: value.copy() for name, value in estimator.model_state_.items()}
+    estimator.set_params(warm_start=True).fit(X)
+    for name, value in estimator.model_state_.items():
+        same = name.startswith("networks.coordinates.")
+        if same or name == "networks.decoder.skip":
+            assert np.array_equal(value, kept[name]) == same
 
 
 def test_networks_are_refined_at_a_tenth_of_the_learning_rate():

@@ -1,0 +1,211 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Coordinates of the latents in which sequences move evenly, along straight lines.
+
+Networks that were trained on single steps put the data on some curved coordinates: nothing told
+them where steps should be long or short. What rows look like does not depend on coordinates, but
+linear dynamics do: what is one state in the right ones takes several in others. Joint training
+hardly changes them, since encoder and decoder would have to move together, by more than the noise
+allows one of them to move alone. So a map between networks and dynamics is fitted by itself.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from sksvae.coordinates import Coordinates
+from sksvae.optimizer import Optimizer
+from sksvae.sequence_objective import SequenceRows, SequenceVAE
+from sksvae.stored_rows import StoredSequenceRows
+
+_N_BLOCKS, _WIDTH = 8, 8
+_CONTRACTION = 0.9  # largest norm of what a block adds to the identity
+_PAIRS_PER_NUMBER = 10  # at least, of steps and the numbers that make up a map
+_N_ITER = 1000
+_PAIRS_AT_ONCE, _PAIRS_TO_COMPARE = 1000, 20_000
+_RATE = 1e-2
+
+
+class _Kinds(nn.Module):
+    """Mixture of linear dynamics: at first up or down along one axis each, and all else.
+
+    All numbers are in units of the ``spread`` of steps, so that one rate of learning suits them.
+    """
+
+    def __init__(self, spread: Tensor) -> None:
+        super().__init__()
+        self.spread, eye = spread, torch.diag(torch.ones_like(spread))
+        self.drift = nn.Parameter(torch.cat([eye, -eye, torch.zeros_like(eye[:1])]))
+        n_kinds, dim = self.drift.shape
+        self.pull = nn.Parameter(spread.new_zeros(n_kinds, dim, dim))
+        log_scale = torch.zeros_like(self.drift)
+        log_scale[:-1] -= 1.0
+        self.log_scale = nn.Parameter(log_scale.detach())
+        self.logits = nn.Parameter(spread.new_zeros(n_kinds))
+
+    def forward(self, before: Tensor, after: Tensor) -> Tensor:
+        """Log density of each step to ``after`` (n, D) from ``before``, up to a constant."""
+        drift = self.drift + torch.einsum("kij,nj->nki", self.pull, before)
+        step = (after - before) / self.spread
+        deviation = (step.unsqueeze(1) - drift) * torch.exp(-self.log_scale)
+        each = -0.5 * deviation.square().sum(-1) - self.log_scale.sum(-1)
+        return torch.logsumexp(each + torch.log_softmax(self.logits, 0), -1)
+
+
+class _Blocks(nn.Module):
+    """What is learned of `Coordinates`: near the identity at first."""
+
+    def __init__(self, dim: int, generator: torch.Generator) -> None:
+        super().__init__()
+
+        def drawn(bound: float, *shape: int) -> nn.Parameter:
+            values = torch.empty(_N_BLOCKS, *shape, device=generator.device)
+            return nn.Parameter(values.uniform_(-bound, bound, generator=generator))
+
+        self.inner = drawn(1.5, _WIDTH, dim)
+        self.bias = drawn(2.0, _WIDTH)
+        self.outer = drawn(1e-2, dim, _WIDTH)
+
+    @property
+    def n_numbers(self) -> int:
+        return sum(values.numel() for values in self.parameters())
+
+    def coordinates(self) -> Coordinates:
+        """The map, from standardised latents, invertible whatever the numbers are."""
+        norms = torch.linalg.matrix_norm(self.inner, 2) * torch.linalg.matrix_norm(self.outer, 2)
+        outer = self.outer * (_CONTRACTION / norms).clamp(max=1.0)[:, None, None]
+        eye = torch.eye(outer.shape[1]).to(outer)
+        ones, zeros = eye.sum(0), eye.new_zeros(len(eye))
+        return Coordinates(zeros, ones, self.inner, self.bias, outer, eye, zeros)
+
+
+def fit_straight_coordinates(
+    before: Tensor, after: Tensor, *, generator: torch.Generator
+) -> Coordinates | None:
+    """Coordinates in which steps are as probable as can be as a few kinds of linear dynamics.
+
+    ``log p(g(z_t) | g(z_(t-1))) + log |det g'(z_t)|`` is maximised over the map ``g`` and a mixture
+    ``p`` of ``2 D + 1`` linear dynamics with noise along the axes.
+
+    Parameters
+    ----------
+    before, after : Tensor of shape (n_pairs, latent_dim)
+        Latents of successive steps.
+    generator : torch.Generator
+        Source of randomness.
+
+    Returns
+    -------
+    Coordinates or None
+        Such that latents move little, by least squares. None if what a map gains is below the
+        penalty of its numbers (half the logarithm of ``n_pairs`` each, as in the Bayesian
+        information criterion), where there are too few pairs to tell, or some axis never moves.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sksvae.straightening import fit_straight_coordinates
+    >>> generator = torch.Generator().manual_seed(0)
+    >>> walk = 0.2 * torch.randn(4000, 1, generator=generator).sign().cumsum(0)
+    >>> walk = torch.sinh(walk.sin())
+    >>> fit_straight_coordinates(walk[:-1], walk[1:], generator=generator) is None
+    False
+    """
+    blocks = _Blocks(before.shape[1], generator).to(before)
+    if len(before) < _PAIRS_PER_NUMBER * blocks.n_numbers:
+        return None
+    center, scale = before.mean(0), before.std(0)
+    pairs = torch.stack([(before - center) / scale, (after - center) / scale])
+    spread = (pairs[1] - pairs[0]).square().mean(0).sqrt()
+    if not (torch.isfinite(spread).all() and spread.min() > 0):
+        return None
+    straight, bent = _Kinds(spread), _Kinds(spread)
+    _learn(pairs, straight, None, generator)
+    _learn(pairs, bent, blocks, generator)
+    compared = _chosen(pairs, _PAIRS_TO_COMPARE, generator)
+    with torch.no_grad():
+        gain = _log_density(compared, bent, blocks) - _log_density(compared, straight, None)
+        if not gain * len(before) > 0.5 * math.log(len(before)) * blocks.n_numbers:
+            return None
+        return _close_to(center, scale, compared[0], blocks.coordinates())
+
+
+def _learn(
+    pairs: Tensor, kinds: _Kinds, blocks: _Blocks | None, generator: torch.Generator
+) -> None:
+    """Fit kinds of steps, and the coordinates in which they are such."""
+    modules = [kinds] if blocks is None else [kinds, blocks]
+    optimizer = Optimizer([(list(module.parameters()), _RATE, "adam") for module in modules])
+    moved = [value for group in optimizer.param_groups for value in group["params"]]
+    for i in range(_N_ITER):
+        # From the first step on: kinds of steps that suit the old coordinates hold on to them.
+        for group in optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * min(1.0, 2.0 - 2.0 * i / _N_ITER)
+        loss = -_log_density(_chosen(pairs, _PAIRS_AT_ONCE, generator), kinds, blocks)
+        for value, gradient in zip(moved, torch.autograd.grad(loss, moved), strict=True):
+            value.grad = gradient
+        optimizer.step()
+
+
+def _chosen(pairs: Tensor, n_pairs: int, generator: torch.Generator) -> Tensor:
+    """Some of the pairs, or all if they are no more."""
+    if pairs.shape[1] <= n_pairs:
+        return pairs
+    number = torch.randint(pairs.shape[1], (n_pairs,), generator=generator, device=pairs.device)
+    return pairs[:, number]
+
+
+def _log_density(pairs: Tensor, kinds: _Kinds, blocks: _Blocks | None) -> Tensor:
+    """Mean log density of steps, in the coordinates that the pairs are given in."""
+    if blocks is None:
+        return kinds(*pairs).mean()
+    y, slope = blocks.coordinates()(pairs.flatten(0, 1))
+    log_volume = torch.linalg.slogdet(slope[pairs.shape[1] :])[1]
+    return (kinds(*y.view_as(pairs)) + log_volume).mean()
+
+
+def _close_to(center: Tensor, scale: Tensor, x: Tensor, bend: Coordinates) -> Coordinates:
+    """The same coordinates, of latents that are not standardised, turned and stretched.
+
+    What is even and straight stays so under linear maps, and latents move little under this one.
+    """
+    y = bend(x)[0]
+    regressors = torch.cat([y, torch.ones_like(y[:, :1])], 1)
+    solution = torch.linalg.lstsq(regressors, x * scale + center).solution
+    turn, shift = solution[:-1].mT, solution[-1]
+    fixed = (value.detach().clone() for value in (bend.inner, bend.bias, bend.outer))
+    return Coordinates(center, scale, *fixed, turn, shift)
+
+
+def straighten(
+    model: SequenceVAE,
+    rows: SequenceRows | StoredSequenceRows,
+    *,
+    generator: torch.Generator,
+    chunk: int,
+) -> None:
+    """Give a model coordinates in which its latents move evenly, if that gains anything.
+
+    Parameters
+    ----------
+    model : SequenceVAE
+        Over linear dynamics that were fitted to its latents. Changed in place.
+    rows : SequenceRows or StoredSequenceRows
+        Sequences. Steps without any observation say nothing.
+    generator : torch.Generator
+        Source of randomness.
+    chunk : int
+        Steps, with padding, that are in memory at a time.
+    """
+    before, after = [], []
+    with torch.no_grad():
+        for part in rows.parts(chunk):
+            posterior = model.infer(part)
+            seen = torch.zeros_like(posterior.mask)
+            seen[posterior.mask] = ~part.observed.isnan().all(-1)
+            both = seen[:, 1:] & seen[:, :-1]
+            before.append(posterior.mean[:, :-1][both])
+            after.append(posterior.mean[:, 1:][both])
+    model.coordinates = fit_straight_coordinates(
+        torch.cat(before), torch.cat(after), generator=generator
+    )

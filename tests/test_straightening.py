@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Straight coordinates: where they are found, where there is nothing to find, and in a model."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from sksvae import straightening
+from sksvae.sequence_objective import SequenceRows
+from sksvae.straightening import fit_straight_coordinates, straighten
+
+from .models import generator, normal
+from .walks import unevenness, walk, warped
+
+
+def pairs(sequences):
+    return sequences[:, :-1].flatten(0, 1), sequences[:, 1:].flatten(0, 1)
+
+
+pytestmark = pytest.mark.usefixtures("few_rounds")
+
+
+@pytest.fixture
+def few_rounds(monkeypatch):
+    monkeypatch.setattr(straightening, "_N_ITER", 300)  # enough for these
+
+
+@pytest.mark.parametrize("dim", [1, 2])
+def test_curved_coordinates_become_straight(dim):
+    straight = walk(dim)
+    bent = warped(straight)
+    assert unevenness(straight) < 0.1
+    assert unevenness(bent) > 0.4
+    before, after = pairs(bent)
+    found = fit_straight_coordinates(before, after, generator=generator())
+    again = found(bent.flatten(0, 1))[0].view_as(bent)
+    assert not again.requires_grad
+    assert unevenness(again) < 0.15
+    # As near to what they were as a linear map makes them.
+    moved = found(before)[0]
+    regressors = torch.cat([moved, torch.ones_like(moved[:, :1])], 1)
+    torch.testing.assert_close(regressors.mT @ (moved - before), torch.zeros(dim + 1, dim).double())
+    torch.testing.assert_close(found.inverse(again), bent)
+
+
+def test_the_same_numbers_give_the_same_map():
+    before, after = pairs(warped(walk(1)))
+    maps = [fit_straight_coordinates(before, after, generator=generator()) for _ in range(2)]
+    for got, want in zip(*(found.buffers() for found in maps), strict=True):
+        assert torch.equal(got, want)
+
+
+def turning(n_steps=5000):
+    """A linear oscillator, whose steps differ from place to place."""
+    noise = normal(n_steps, 2)
+    rotation = 0.999 * torch.tensor([[0.995, -0.0998], [0.0998, 0.995]], dtype=torch.float64)
+    places = [noise[0]]
+    for e in noise[1:]:
+        places.append(rotation @ places[-1] + 0.05 * e)
+    return torch.stack(places)[None]
+
+
+@pytest.mark.parametrize("sequences", [turning(), walk(1)], ids=["oscillator", "even walk"])
+def test_what_is_straight_stays(sequences):
+    assert fit_straight_coordinates(*pairs(sequences), generator=generator()) is None
+
+
+def test_there_must_be_pairs_enough_and_movement():
+    before, after = pairs(warped(walk(1)))
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(straightening, "_learn", lambda *_: pytest.fail("nothing to learn"))
+        for few in (0, 1, 100):
+            found = fit_straight_coordinates(before[:few], after[:few], generator=generator())
+            assert found is None
+        for value in (2.0, np.nan, np.inf):
+            same = before.index_fill(0, torch.arange(len(before)), value)
+            assert fit_straight_coordinates(same, same, generator=generator()) is None
+
+
+class Known:
+    """Posteriors with the latents that are given."""
+
+    def __init__(self, latents):
+        self.latents = latents
+        self.coordinates = None
+
+    def infer(self, rows):
+        mask = rows.mask
+        mean = torch.zeros(*mask.shape, 1, dtype=torch.float64)
+        mean[mask] = self.latents[rows.places]
+        return SimpleNamespace(mean=mean, mask=mask)
+
+
+def test_pairs_are_those_of_steps_that_were_seen(monkeypatch):
+    """In their own sequence, whatever the size of parts."""
+    observed = torch.tensor([[1.0, np.nan], [2.0, 0.0], [np.nan] * 2, [4.0, 0.0], [5.0, np.nan]])
+    observed = torch.cat([observed, observed])
+    lengths = torch.tensor([5, 1, 4])
+    rows = SequenceRows(observed, observed, lengths).with_memory()
+    seen = []
+
+    def fit(before, after, *, generator):
+        seen.append(torch.cat([before, after], 1).tolist())
+        return "a map"
+
+    monkeypatch.setattr(straightening, "fit_straight_coordinates", fit)
+    for chunk in (1, 100):
+        model = Known(torch.arange(10.0).double().unsqueeze(1))
+        straighten(model, rows, generator=generator(), chunk=chunk)
+        assert model.coordinates == "a map"
+    # Step 7 is missing, and 5 is a sequence by itself.
+    assert seen == [[[0.0, 1.0], [3.0, 4.0], [8.0, 9.0]]] * 2
