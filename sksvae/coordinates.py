@@ -76,15 +76,22 @@ class Coordinates(nn.Module):
         self.register_buffer("turn", turn)
         self.register_buffer("shift", shift)
 
+    @property
+    def n_numbers(self) -> int:
+        """How many numbers the blocks are made of."""
+        return sum(part.numel() for part in (self.inner, self.bias, self.outer))
+
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Coordinates of latents (n, D), and their derivatives (n, D, D)."""
         x = (z - self.center) / self.scale
-        slope = torch.diag(1.0 / self.scale).expand(len(z), -1, -1)
+        # By each latent in turn (D, n, D), so that all products are with few large matrices.
+        slope = torch.diag(1.0 / self.scale).unsqueeze(1).expand(-1, len(z), -1)
         for A, b, C in zip(self.inner, self.bias, self.outer, strict=True):
             h = torch.tanh(nn.functional.linear(x, A, b))
             x = x + h @ C.mT
-            slope = slope + C @ ((1.0 - h.square()).unsqueeze(-1) * (A @ slope))
-        return nn.functional.linear(x, self.turn, self.shift), self.turn @ slope
+            slope = slope + ((slope @ A.mT) * (1.0 - h.square())) @ C.mT
+        slope = (slope @ self.turn.mT).permute(1, 2, 0)
+        return nn.functional.linear(x, self.turn, self.shift), slope
 
     def inverse(self, y: Tensor) -> Tensor:
         """Latents (..., D) with these coordinates, differentiable in them."""

@@ -84,7 +84,9 @@ class Optimizer:
                 if number not in self.state:
                     self.state[number] = rule.begin(param)
             slots = [self.state[number] for number in numbers]
-            rule.move(params, [_laid_out(param) for param in params], slots, group["lr"])
+            rule.move(
+                params, [_laid_out(param.grad, param) for param in params], slots, group["lr"]
+            )
 
     def state_dict(self) -> dict[str, Any]:
         """Copy moments, step counts and learning rates, in the layout of torch."""
@@ -116,14 +118,14 @@ class Optimizer:
         }
 
 
-def _laid_out(param: Tensor) -> Tensor:
-    """Gradient of a tensor, in the order in memory that it has itself.
+def _laid_out(gradient: Tensor, param: Tensor) -> Tensor:
+    """Gradient of a tensor, in the order in memory that the tensor has.
 
     The fused step of torch reads both as they lie there, and is wrong where they differ.
     """
-    if param.grad.stride() == param.stride():
-        return param.grad
-    return torch.empty_like(param).copy_(param.grad)
+    if gradient.stride() == param.stride():
+        return gradient
+    return torch.empty_like(param).copy_(gradient)
 
 
 def _begin_adam(param: Tensor) -> Slots:

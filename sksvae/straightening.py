@@ -9,13 +9,18 @@ allows one of them to move alone. So a map between networks and dynamics is fitt
 """
 
 import math
+from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sksvae.autoregressive_hmm import choose_prior, fit_autoregressive_hmm, point_sequences
 from sksvae.coordinates import Coordinates
+from sksvae.graphical import SwitchingPrior
 from sksvae.optimizer import Optimizer
 from sksvae.sequence_objective import SequenceRows, SequenceVAE
+from sksvae.state_space.subspace import choose_windows
 from sksvae.stored_rows import StoredSequenceRows
 
 _N_BLOCKS, _WIDTH = 8, 8
@@ -24,6 +29,7 @@ _PAIRS_PER_NUMBER = 10  # at least, of steps and the numbers that make up a map
 _N_ITER = 1000
 _PAIRS_AT_ONCE, _PAIRS_TO_COMPARE = 1000, 20_000
 _RATE = 1e-2
+_WINDOW, _STEPS_TO_COMPARE, _TRIAL_STARTS = 250, 20_000, 2
 
 
 class _Kinds(nn.Module):
@@ -65,10 +71,6 @@ class _Blocks(nn.Module):
         self.inner = drawn(1.5, _WIDTH, dim)
         self.bias = drawn(2.0, _WIDTH)
         self.outer = drawn(1e-2, dim, _WIDTH)
-
-    @property
-    def n_numbers(self) -> int:
-        return sum(values.numel() for values in self.parameters())
 
     def coordinates(self) -> Coordinates:
         """The map, from standardised latents, invertible whatever the numbers are."""
@@ -112,7 +114,7 @@ def fit_straight_coordinates(
     False
     """
     blocks = _Blocks(before.shape[1], generator).to(before)
-    if len(before) < _PAIRS_PER_NUMBER * blocks.n_numbers:
+    if len(before) < _PAIRS_PER_NUMBER * blocks.coordinates().n_numbers:
         return None
     center, scale = before.mean(0), before.std(0)
     pairs = torch.stack([(before - center) / scale, (after - center) / scale])
@@ -125,9 +127,10 @@ def fit_straight_coordinates(
     compared = _chosen(pairs, _PAIRS_TO_COMPARE, generator)
     with torch.no_grad():
         gain = _log_density(compared, bent, blocks) - _log_density(compared, straight, None)
-        if not gain * len(before) > 0.5 * math.log(len(before)) * blocks.n_numbers:
+        bend = blocks.coordinates()
+        if not gain * len(before) > _price(bend, len(before)):
             return None
-        return _close_to(center, scale, compared[0], blocks.coordinates())
+        return _close_to(center, scale, compared[0], bend)
 
 
 def _learn(
@@ -173,18 +176,59 @@ def _close_to(center: Tensor, scale: Tensor, x: Tensor, bend: Coordinates) -> Co
     regressors = torch.cat([y, torch.ones_like(y[:, :1])], 1)
     solution = torch.linalg.lstsq(regressors, x * scale + center).solution
     turn, shift = solution[:-1].mT, solution[-1]
-    fixed = (value.detach().clone() for value in (bend.inner, bend.bias, bend.outer))
-    return Coordinates(center, scale, *fixed, turn, shift)
+    inner, bias, outer = (part.detach().clone() for part in (bend.inner, bend.bias, bend.outer))
+    return Coordinates(center, scale, inner, bias, outer, turn, shift)
+
+
+def _states_gain(
+    found: Coordinates,
+    latents: Tensor,
+    lengths: Tensor,
+    priors: Sequence[SwitchingPrior],
+    seed: int,
+) -> bool:
+    """Whether states explain the same latents better in new coordinates, the price paid.
+
+    Kinds of steps that follow at random, as in the fit of the map, are not all there is to tell:
+    what lasts is cheap, and a track of four states can be bent to a single one, if an imprecise
+    one.
+    """
+    numbers, n_steps = choose_windows(
+        np.arange(len(latents)),
+        lengths.cpu().numpy(),
+        max_length=_WINDOW,
+        max_rows=_STEPS_TO_COMPARE,
+        random_state=np.random.RandomState(seed),
+    )
+    old = latents[torch.as_tensor(numbers, device=latents.device)]
+    new, slope = found(old)
+
+    def evidence(points: Tensor) -> float:
+        generator = torch.Generator(device=points.device).manual_seed(seed)
+        parts = point_sequences(points, n_steps).parts
+        prior = choose_prior(parts, priors, generator=generator)
+        fit = fit_autoregressive_hmm(parts, prior, n_starts=_TRIAL_STARTS, generator=generator)
+        return fit.bound / len(points)
+
+    log_volume = float(torch.linalg.slogdet(slope)[1].mean())
+    gain = evidence(new) + log_volume - evidence(old)
+    return gain * len(latents) > _price(found, len(latents))
+
+
+def _price(coordinates: Coordinates, n_steps: int) -> float:
+    """What the numbers of a map gain by chance, in nats: the Bayesian information criterion."""
+    return 0.5 * math.log(n_steps) * coordinates.n_numbers
 
 
 def straighten(
     model: SequenceVAE,
     rows: SequenceRows | StoredSequenceRows,
+    priors: Sequence[SwitchingPrior],
     *,
     generator: torch.Generator,
     chunk: int,
 ) -> None:
-    """Give a model coordinates in which its latents move evenly, if that gains anything.
+    """Give a model coordinates in which its latents move evenly, if states gain by it.
 
     Parameters
     ----------
@@ -192,20 +236,24 @@ def straighten(
         Over linear dynamics that were fitted to its latents. Changed in place.
     rows : SequenceRows or StoredSequenceRows
         Sequences. Steps without any observation say nothing.
+    priors : sequence of SwitchingPrior
+        Of the states by whose evidence coordinates are compared; the best of each.
     generator : torch.Generator
         Source of randomness.
     chunk : int
         Steps, with padding, that are in memory at a time.
     """
-    before, after = [], []
+    latents, before, after = [], [], []
     with torch.no_grad():
         for part in rows.parts(chunk):
             posterior = model.infer(part)
+            latents.append(posterior.mean[posterior.mask])
             seen = torch.zeros_like(posterior.mask)
             seen[posterior.mask] = ~part.observed.isnan().all(-1)
             both = seen[:, 1:] & seen[:, :-1]
             before.append(posterior.mean[:, :-1][both])
             after.append(posterior.mean[:, 1:][both])
-    model.coordinates = fit_straight_coordinates(
-        torch.cat(before), torch.cat(after), generator=generator
-    )
+    seed = generator.initial_seed() % 2**32
+    found = fit_straight_coordinates(torch.cat(before), torch.cat(after), generator=generator)
+    if found is not None and _states_gain(found, torch.cat(latents), rows.lengths, priors, seed):
+        model.coordinates = found

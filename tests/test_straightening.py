@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from sksvae import straightening
+from sksvae.coordinates import Coordinates
+from sksvae.graphical import DynamicsPrior, SwitchingPrior
 from sksvae.sequence_objective import SequenceRows
 from sksvae.straightening import fit_straight_coordinates, straighten
 
@@ -79,6 +81,29 @@ def test_there_must_be_pairs_enough_and_movement():
             assert fit_straight_coordinates(same, same, generator=generator()) is None
 
 
+@pytest.mark.parametrize("is_bent", [True, False])
+def test_states_tell_whether_coordinates_are_better(is_bent):
+    """Of the latents as they are: straight ones gain where they were bent, and lose otherwise."""
+    straight = walk(1)
+    latents = warped(straight) if is_bent else straight
+    found = fit_straight_coordinates(*pairs(warped(straight)), generator=generator())
+    priors = [SwitchingPrior.sticky(2, DynamicsPrior.isotropic(1, noise_scale=1e-3))]
+    lengths = torch.full((len(straight),), straight.shape[1])
+    gain = straightening._states_gain(found, latents.flatten(0, 1), lengths, priors, seed=0)
+    assert gain == is_bent
+
+
+def test_linear_maps_gain_nothing():
+    """Evidence and volume make up for one another, but for the priors, and the price is paid."""
+    latents = walk(1).flatten(0, 1)
+    ones, zeros = torch.ones(1).double(), torch.zeros(8, 8, 1).double()
+    double = Coordinates(
+        0 * ones, ones, zeros + 1, zeros[..., 0], zeros.mT, 2 * ones[None], 0 * ones
+    )
+    priors = [SwitchingPrior.sticky(2, DynamicsPrior.isotropic(1, noise_scale=1e-3))]
+    assert not straightening._states_gain(double, latents, torch.full((60,), 101), priors, seed=0)
+
+
 class Known:
     """Posteriors with the latents that are given."""
 
@@ -99,16 +124,23 @@ def test_pairs_are_those_of_steps_that_were_seen(monkeypatch):
     observed = torch.cat([observed, observed])
     lengths = torch.tensor([5, 1, 4])
     rows = SequenceRows(observed, observed, lengths).with_memory()
-    seen = []
+    seen, latents = [], torch.arange(10.0).double().unsqueeze(1)
 
     def fit(before, after, *, generator):
         seen.append(torch.cat([before, after], 1).tolist())
         return "a map"
 
+    def gain(found, points, n_steps, priors, seed):
+        assert (found, priors, seed) == ("a map", ["a prior"], 7)
+        assert torch.equal(points, latents)
+        assert torch.equal(n_steps, lengths)
+        return gains
+
     monkeypatch.setattr(straightening, "fit_straight_coordinates", fit)
-    for chunk in (1, 100):
-        model = Known(torch.arange(10.0).double().unsqueeze(1))
-        straighten(model, rows, generator=generator(), chunk=chunk)
-        assert model.coordinates == "a map"
+    monkeypatch.setattr(straightening, "_states_gain", gain)
+    for chunk, gains in ((1, True), (100, False)):
+        model = Known(latents)
+        straighten(model, rows, ["a prior"], generator=generator(7), chunk=chunk)
+        assert model.coordinates == ("a map" if gains else None)
     # Step 7 is missing, and 5 is a sequence by itself.
     assert seen == [[[0.0, 1.0], [3.0, 4.0], [8.0, 9.0]]] * 2

@@ -85,8 +85,9 @@ class SVAESwitchingLDS(SwitchingFit, StatePredictions):
     pretraining_iter : int, default=0
         Most epochs of training on single steps before that, as a variational autoencoder without
         dynamics, if there are hidden layers: where the observations bend so much that states show
-        only once the networks have straightened them. What follows then takes a tenth of
-        ``learning_rate_init``.
+        only once the networks have straightened them. An invertible map then gives the latents
+        coordinates in which they move evenly, if the steps are enough to tell [3]_, and what
+        follows takes a tenth of ``learning_rate_init``.
     solver : {'adam', 'muon'}, default='adam'
         How the networks learn. ``'muon'`` gives weight matrices orthogonal steps and leaves the
         rest to Adam: slower per step by a third, and faster by far where much is in fine detail
@@ -197,6 +198,8 @@ class SVAESwitchingLDS(SwitchingFit, StatePredictions):
        networks for structured representations and fast inference", NeurIPS 2016.
     .. [2] Bendekgey, Hope and Sudderth, "Unbiased learning of deep generative models with
        structured discrete representations", NeurIPS 2023.
+    .. [3] Behrmann, Grathwohl, Chen, Duvenaud and Jacobsen, "Invertible residual networks", ICML
+       2019.
 
     Examples
     --------

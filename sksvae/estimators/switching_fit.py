@@ -164,7 +164,8 @@ class SwitchingFit(DynamicsFit):
             n_epochs, steps = self.pretraining_iter, single_steps(rows)
             self._pretrain(model, steps, n_epochs, generator, on_epoch_end, anneal=True)
             self._fit_linear_dynamics(model, rows)
-            straighten(model, rows.rejoined(), generator=generator, chunk=CHUNK_STEPS)
+            whole, priors = rows.rejoined(), self._state_priors(model, rows)
+            straighten(model, whole, priors, generator=generator, chunk=CHUNK_STEPS)
         self._start_states(model, rows, generator, self.n_starts)
 
     def _start_states(
@@ -180,7 +181,19 @@ class SwitchingFit(DynamicsFit):
         rows = rows.rejoined()
         with torch.no_grad():
             latents = [model.infer(part) for part in rows.parts(CHUNK_STEPS)]
-        priors = [
+        prior = choose_prior(latents, self._state_priors(model, rows), generator=generator)
+        found = fit_autoregressive_hmm(latents, prior, n_starts=n_starts, generator=generator)
+        model.graphical = SwitchingDynamicsModel(found.prior, found.posterior)
+        if rows.memory is not None:
+            stacked = [
+                states[part.mask] for states, part in zip(found.states, latents, strict=True)
+            ]
+            rows.memory.states = torch.cat(stacked).to(rows.encoded)
+        fit_dynamics(model, rows, max_iter=_VB_ITER, tol=_VB_TOL, chunk=CHUNK_STEPS)
+
+    def _state_priors(self, model: SequenceVAE, rows: SequenceRows) -> list[SwitchingPrior]:
+        """Priors that compete, one for each choice of what the user left open."""
+        return [
             SwitchingPrior.sticky(
                 self.n_states,
                 prior,
@@ -190,15 +203,6 @@ class SwitchingFit(DynamicsFit):
             )
             for prior in self._priors(model.graphical.latent_dim, rows.encoded)
         ]
-        prior = choose_prior(latents, priors, generator=generator)
-        found = fit_autoregressive_hmm(latents, prior, n_starts=n_starts, generator=generator)
-        model.graphical = SwitchingDynamicsModel(found.prior, found.posterior)
-        if rows.memory is not None:
-            stacked = [
-                states[part.mask] for states, part in zip(found.states, latents, strict=True)
-            ]
-            rows.memory.states = torch.cat(stacked).to(rows.encoded)
-        fit_dynamics(model, rows, max_iter=_VB_ITER, tol=_VB_TOL, chunk=CHUNK_STEPS)
 
     def _recall(self, model: SequenceVAE, rows: SequenceRows) -> None:
         recall_states(model, rows, chunk=CHUNK_STEPS)

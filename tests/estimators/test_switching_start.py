@@ -52,7 +52,8 @@ def test_coordinates_are_looked_for_between_pretraining_and_states(monkeypatch):
     """In the latents of whole sequences under linear dynamics, with networks that are trained."""
     seen, start = [], SwitchingFit._start_states
 
-    def straighten(model, rows, *, generator, chunk):
+    def straighten(model, rows, priors, *, generator, chunk):
+        assert all(len(prior.transitions.concentration) == 2 for prior in priors)
         seen.append((type(model.graphical), rows.lengths.tolist()))
 
     def start_states(self, *rest):
