@@ -100,7 +100,7 @@ def fit_straight_coordinates(
     -------
     Coordinates or None
         Such that latents move little, by least squares. None if what a map gains is below the
-        penalty of its numbers (half the logarithm of ``n_pairs`` each, as in the Bayesian
+        price of its numbers (half the logarithm of ``n_pairs`` each, as in the Bayesian
         information criterion), where there are too few pairs to tell, or some axis never moves.
 
     Examples

@@ -164,8 +164,10 @@ class SwitchingFit(DynamicsFit):
             n_epochs, steps = self.pretraining_iter, single_steps(rows)
             self._pretrain(model, steps, n_epochs, generator, on_epoch_end, anneal=True)
             self._fit_linear_dynamics(model, rows)
-            whole, priors = rows.rejoined(), self._state_priors(model, rows)
-            straighten(model, whole, priors, generator=generator, chunk=CHUNK_STEPS)
+            # With noise of their own, whatever it will be: bounds of states that share theirs
+            # depend on where their fits begin as much as on the coordinates.
+            priors = self._state_priors(model, rows, tied=False)
+            straighten(model, rows.rejoined(), priors, generator=generator, chunk=CHUNK_STEPS)
         self._start_states(model, rows, generator, self.n_starts)
 
     def _start_states(
@@ -181,7 +183,8 @@ class SwitchingFit(DynamicsFit):
         rows = rows.rejoined()
         with torch.no_grad():
             latents = [model.infer(part) for part in rows.parts(CHUNK_STEPS)]
-        prior = choose_prior(latents, self._state_priors(model, rows), generator=generator)
+        priors = self._state_priors(model, rows, tied=self.noise_covariance_type == "tied")
+        prior = choose_prior(latents, priors, generator=generator)
         found = fit_autoregressive_hmm(latents, prior, n_starts=n_starts, generator=generator)
         model.graphical = SwitchingDynamicsModel(found.prior, found.posterior)
         if rows.memory is not None:
@@ -191,7 +194,9 @@ class SwitchingFit(DynamicsFit):
             rows.memory.states = torch.cat(stacked).to(rows.encoded)
         fit_dynamics(model, rows, max_iter=_VB_ITER, tol=_VB_TOL, chunk=CHUNK_STEPS)
 
-    def _state_priors(self, model: SequenceVAE, rows: SequenceRows) -> list[SwitchingPrior]:
+    def _state_priors(
+        self, model: SequenceVAE, rows: SequenceRows, tied: bool
+    ) -> list[SwitchingPrior]:
         """Priors that compete, one for each choice of what the user left open."""
         return [
             SwitchingPrior.sticky(
@@ -199,7 +204,7 @@ class SwitchingFit(DynamicsFit):
                 prior,
                 concentration=self.transition_concentration_prior,
                 stickiness=self.stickiness_prior,
-                tied=self.noise_covariance_type == "tied",
+                tied=tied,
             )
             for prior in self._priors(model.graphical.latent_dim, rows.encoded)
         ]

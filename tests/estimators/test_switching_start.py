@@ -53,7 +53,7 @@ def test_coordinates_are_looked_for_between_pretraining_and_states(monkeypatch):
     seen, start = [], SwitchingFit._start_states
 
     def straighten(model, rows, priors, *, generator, chunk):
-        assert all(len(prior.transitions.concentration) == 2 for prior in priors)
+        assert {(prior.n_states, len(prior.dynamics.scale)) for prior in priors} == {(2, 2)}
         seen.append((type(model.graphical), rows.lengths.tolist()))
 
     def start_states(self, *rest):
@@ -62,7 +62,7 @@ def test_coordinates_are_looked_for_between_pretraining_and_states(monkeypatch):
 
     monkeypatch.setattr(switching_fit, "straighten", straighten)
     monkeypatch.setattr(SwitchingFit, "_start_states", start_states)
-    settings = {"max_iter": 1, "sequence_length": 4}
+    settings = {"max_iter": 1, "sequence_length": 4, "noise_covariance_type": "tied"}
     quick(hidden_layer_sizes=(5,), pretraining_iter=1, **settings).fit(SMALL)
     assert seen == [(LinearDynamicsModel, [10] * len(SMALL)), "states"]
     for without in ({"pretraining_iter": 0, "hidden_layer_sizes": (5,)}, {"pretraining_iter": 1}):
