@@ -53,7 +53,7 @@ def test_coordinates_are_looked_for_between_pretraining_and_states(monkeypatch):
     seen, start = [], SwitchingFit._start_states
 
     def straighten(model, rows, priors, *, generator, chunk):
-        assert {(prior.n_states, len(prior.dynamics.scale)) for prior in priors} == {(2, 2)}
+        assert {tuple(prior.dynamics.scale.shape) for prior in priors} == {(2, 2, 2)}
         seen.append((type(model.graphical), rows.lengths.tolist()))
 
     def start_states(self, *rest):
