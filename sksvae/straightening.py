@@ -44,9 +44,9 @@ class _Kinds(nn.Module):
         self.drift = nn.Parameter(torch.cat([eye, -eye, torch.zeros_like(eye[:1])]))
         n_kinds, dim = self.drift.shape
         self.pull = nn.Parameter(spread.new_zeros(n_kinds, dim, dim))
-        log_scale = torch.zeros_like(self.drift)
+        log_scale = spread.new_zeros(n_kinds, dim)
         log_scale[:-1] -= 1.0
-        self.log_scale = nn.Parameter(log_scale.detach())
+        self.log_scale = nn.Parameter(log_scale)
         self.logits = nn.Parameter(spread.new_zeros(n_kinds))
 
     def forward(self, before: Tensor, after: Tensor) -> Tensor:
@@ -102,6 +102,11 @@ def fit_straight_coordinates(
         Such that latents move little, by least squares. None if what a map gains is below the
         price of its numbers (half the logarithm of ``n_pairs`` each, as in the Bayesian
         information criterion), where there are too few pairs to tell, or some axis never moves.
+
+    References
+    ----------
+    Behrmann et al., "Invertible residual networks", ICML 2019, section 2, for the map; what is
+    maximised is our own, see "Straight coordinates" in the mathematics (``doc/mathematics.rst``).
 
     Examples
     --------
