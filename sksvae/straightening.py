@@ -10,6 +10,7 @@ allows one of them to move alone. So a map between networks and dynamics is fitt
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from sksvae.autoregressive_hmm import choose_prior, fit_autoregressive_hmm, point_sequences
 from sksvae.coordinates import Coordinates
-from sksvae.graphical import SwitchingPrior
+from sksvae.graphical import ChainPosterior, SwitchingPrior
 from sksvae.optimizer import Optimizer
 from sksvae.sequence_objective import SequenceRows, SequenceVAE
 from sksvae.state_space.subspace import choose_windows
@@ -25,11 +26,31 @@ from sksvae.stored_rows import StoredSequenceRows
 
 _N_BLOCKS, _WIDTH = 8, 8
 _CONTRACTION = 0.9  # largest norm of what a block adds to the identity
-_PAIRS_PER_NUMBER = 10  # at least, of steps and the numbers that make up a map
+_STEPS_PER_NUMBER = 10  # at least, of the numbers that make up a map
 _N_ITER = 1000
-_PAIRS_AT_ONCE, _PAIRS_TO_COMPARE = 1000, 20_000
+_STEPS_AT_ONCE, _STEPS_TO_COMPARE = 1000, 20_000
 _RATE = 1e-2
-_WINDOW, _STEPS_TO_COMPARE, _TRIAL_STARTS = 250, 20_000, 2
+_WINDOW, _TRIAL_STARTS = 250, 2
+
+
+class _Steps(NamedTuple):
+    """Latents before and after each step, and the covariance of the doubt about the step."""
+
+    before: Tensor
+    after: Tensor
+    covariance: Tensor
+
+    def standardized(self, center: Tensor, scale: Tensor) -> "_Steps":
+        covariance = self.covariance / scale / scale.unsqueeze(-1)
+        return _Steps((self.before - center) / scale, (self.after - center) / scale, covariance)
+
+    def chosen(self, n_steps: int, generator: torch.Generator) -> "_Steps":
+        """Some of the steps, or all if they are no more."""
+        n_all, device = len(self.before), self.before.device
+        if n_all <= n_steps:
+            return self
+        number = torch.randint(n_all, (n_steps,), generator=generator, device=device)
+        return _Steps(*(part[number] for part in self))
 
 
 class _Kinds(nn.Module):
@@ -49,12 +70,15 @@ class _Kinds(nn.Module):
         self.log_scale = nn.Parameter(log_scale)
         self.logits = nn.Parameter(spread.new_zeros(n_kinds))
 
-    def forward(self, before: Tensor, after: Tensor) -> Tensor:
-        """Log density of each step to ``after`` (n, D) from ``before``, up to a constant."""
+    def forward(self, before: Tensor, after: Tensor, doubt: Tensor) -> Tensor:
+        """Log density of each step from ``before`` (n, D), up to a constant.
+
+        To ``after``, which has an error of the variances ``doubt``.
+        """
         drift = self.drift + torch.einsum("kij,nj->nki", self.pull, before)
-        step = (after - before) / self.spread
-        deviation = (step.unsqueeze(1) - drift) * torch.exp(-self.log_scale)
-        each = -0.5 * deviation.square().sum(-1) - self.log_scale.sum(-1)
+        deviation = ((after - before) / self.spread).unsqueeze(1) - drift
+        variance = (doubt / self.spread.square()).unsqueeze(1) + torch.exp(2.0 * self.log_scale)
+        each = -0.5 * (deviation.square() / variance + variance.log()).sum(-1)
         return torch.logsumexp(each + torch.log_softmax(self.logits, 0), -1)
 
 
@@ -82,17 +106,20 @@ class _Blocks(nn.Module):
 
 
 def fit_straight_coordinates(
-    before: Tensor, after: Tensor, *, generator: torch.Generator
+    before: Tensor, after: Tensor, covariance: Tensor, *, generator: torch.Generator
 ) -> Coordinates | None:
     """Coordinates in which steps are as probable as can be as a few kinds of linear dynamics.
 
     ``log p(g(z_t) | g(z_(t-1))) + log |det g'(z_t)|`` is maximised over the map ``g`` and a mixture
-    ``p`` of ``2 D + 1`` linear dynamics with noise along the axes.
+    ``p`` of ``2 D + 1`` linear dynamics with noise along the axes, to which the doubt about each
+    step is added. Without it, what is hardly seen, and jitters, would have to be made narrow.
 
     Parameters
     ----------
-    before, after : Tensor of shape (n_pairs, latent_dim)
+    before, after : Tensor of shape (n_steps, latent_dim)
         Latents of successive steps.
+    covariance : Tensor of shape (n_steps, latent_dim, latent_dim)
+        Posterior covariance of ``after - before``.
     generator : torch.Generator
         Source of randomness.
 
@@ -100,8 +127,8 @@ def fit_straight_coordinates(
     -------
     Coordinates or None
         Such that latents move little, by least squares. None if what a map gains is below the
-        price of its numbers (half the logarithm of ``n_pairs`` each, as in the Bayesian
-        information criterion), where there are too few pairs to tell, or some axis never moves.
+        price of its numbers (half the logarithm of ``n_steps`` each, as in the Bayesian
+        information criterion), where there are too few steps to tell, or some axis never moves.
 
     References
     ----------
@@ -115,31 +142,33 @@ def fit_straight_coordinates(
     >>> generator = torch.Generator().manual_seed(0)
     >>> walk = 0.2 * torch.randn(4000, 1, generator=generator).sign().cumsum(0)
     >>> walk = torch.sinh(walk.sin())
-    >>> fit_straight_coordinates(walk[:-1], walk[1:], generator=generator) is None
+    >>> known = torch.zeros(3999, 1, 1)
+    >>> fit_straight_coordinates(walk[:-1], walk[1:], known, generator=generator) is None
     False
     """
     blocks = _Blocks(before.shape[1], generator).to(before)
-    if len(before) < _PAIRS_PER_NUMBER * blocks.coordinates().n_numbers:
+    n_steps = len(before)
+    if n_steps < _STEPS_PER_NUMBER * blocks.coordinates().n_numbers:
         return None
     center, scale = before.mean(0), before.std(0)
-    pairs = torch.stack([(before - center) / scale, (after - center) / scale])
-    spread = (pairs[1] - pairs[0]).square().mean(0).sqrt()
+    steps = _Steps(before, after, covariance).standardized(center, scale)
+    spread = (steps.after - steps.before).square().mean(0).sqrt()
     if not (torch.isfinite(spread).all() and spread.min() > 0):
         return None
     straight, bent = _Kinds(spread), _Kinds(spread)
-    _learn(pairs, straight, None, generator)
-    _learn(pairs, bent, blocks, generator)
-    compared = _chosen(pairs, _PAIRS_TO_COMPARE, generator)
+    _learn(steps, straight, None, generator)
+    _learn(steps, bent, blocks, generator)
+    compared = steps.chosen(_STEPS_TO_COMPARE, generator)
     with torch.no_grad():
         gain = _log_density(compared, bent, blocks) - _log_density(compared, straight, None)
         bend = blocks.coordinates()
-        if not gain * len(before) > _price(bend, len(before)):
+        if not gain * n_steps > _price(bend, n_steps):
             return None
-        return _close_to(center, scale, compared[0], bend)
+        return _close_to(center, scale, compared.before, bend)
 
 
 def _learn(
-    pairs: Tensor, kinds: _Kinds, blocks: _Blocks | None, generator: torch.Generator
+    steps: _Steps, kinds: _Kinds, blocks: _Blocks | None, generator: torch.Generator
 ) -> None:
     """Fit kinds of steps, and the coordinates in which they are such."""
     modules = [kinds] if blocks is None else [kinds, blocks]
@@ -149,27 +178,22 @@ def _learn(
         # From the first step on: kinds of steps that suit the old coordinates hold on to them.
         for group in optimizer.param_groups:
             group["lr"] = group["initial_lr"] * min(1.0, 2.0 - 2.0 * i / _N_ITER)
-        loss = -_log_density(_chosen(pairs, _PAIRS_AT_ONCE, generator), kinds, blocks)
+        loss = -_log_density(steps.chosen(_STEPS_AT_ONCE, generator), kinds, blocks)
         for value, gradient in zip(moved, torch.autograd.grad(loss, moved), strict=True):
             value.grad = gradient
         optimizer.step()
 
 
-def _chosen(pairs: Tensor, n_pairs: int, generator: torch.Generator) -> Tensor:
-    """Some of the pairs, or all if they are no more."""
-    if pairs.shape[1] <= n_pairs:
-        return pairs
-    number = torch.randint(pairs.shape[1], (n_pairs,), generator=generator, device=pairs.device)
-    return pairs[:, number]
-
-
-def _log_density(pairs: Tensor, kinds: _Kinds, blocks: _Blocks | None) -> Tensor:
-    """Mean log density of steps, in the coordinates that the pairs are given in."""
+def _log_density(steps: _Steps, kinds: _Kinds, blocks: _Blocks | None) -> Tensor:
+    """Mean log density of steps, in the coordinates that they are given in."""
+    before, after, covariance = steps
     if blocks is None:
-        return kinds(*pairs).mean()
-    y, slope = blocks.coordinates()(pairs.flatten(0, 1))
-    log_volume = torch.linalg.slogdet(slope[pairs.shape[1] :])[1]
-    return (kinds(*y.view_as(pairs)) + log_volume).mean()
+        return kinds(before, after, covariance.diagonal(dim1=-2, dim2=-1)).mean()
+    y, slope = blocks.coordinates()(torch.cat([before, after]))
+    slope = slope[len(before) :]
+    doubt = (slope @ covariance * slope).sum(-1)
+    log_volume = torch.linalg.slogdet(slope)[1]
+    return (kinds(*y.chunk(2), doubt) + log_volume).mean()
 
 
 def _close_to(center: Tensor, scale: Tensor, x: Tensor, bend: Coordinates) -> Coordinates:
@@ -248,17 +272,25 @@ def straighten(
     chunk : int
         Steps, with padding, that are in memory at a time.
     """
-    latents, before, after = [], [], []
+    latents, parts = [], []
     with torch.no_grad():
         for part in rows.parts(chunk):
             posterior = model.infer(part)
             latents.append(posterior.mean[posterior.mask])
-            seen = torch.zeros_like(posterior.mask)
-            seen[posterior.mask] = ~part.observed.isnan().all(-1)
-            both = seen[:, 1:] & seen[:, :-1]
-            before.append(posterior.mean[:, :-1][both])
-            after.append(posterior.mean[:, 1:][both])
+            parts.append(_seen_steps(posterior, part))
+    steps = _Steps(*(torch.cat(part) for part in zip(*parts, strict=True)))
     seed = generator.initial_seed() % 2**32
-    found = fit_straight_coordinates(torch.cat(before), torch.cat(after), generator=generator)
+    found = fit_straight_coordinates(*steps, generator=generator)
     if found is not None and _states_gain(found, torch.cat(latents), rows.lengths, priors, seed):
         model.coordinates = found
+
+
+def _seen_steps(posterior: ChainPosterior, rows: SequenceRows) -> _Steps:
+    """Steps from one row with an observation to another."""
+    mean, covariance = posterior.mean, posterior.covariance
+    seen = torch.zeros_like(posterior.mask)
+    seen[posterior.mask] = ~rows.observed.isnan().all(-1)
+    both = seen[:, 1:] & seen[:, :-1]
+    lag = posterior.lag_covariance[both]
+    doubt = covariance[:, 1:][both] + covariance[:, :-1][both] - lag - lag.mT
+    return _Steps(mean[:, :-1][both], mean[:, 1:][both], doubt)

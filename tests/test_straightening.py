@@ -17,8 +17,10 @@ from .models import generator, normal
 from .walks import unevenness, walk, warped
 
 
-def pairs(sequences):
-    return sequences[:, :-1].flatten(0, 1), sequences[:, 1:].flatten(0, 1)
+def steps_of(sequences):
+    """Latents before and after each step, and that they are known."""
+    before, after = sequences[:, :-1].flatten(0, 1), sequences[:, 1:].flatten(0, 1)
+    return before, after, torch.zeros_like(torch.diag_embed(before))
 
 
 pytestmark = pytest.mark.usefixtures("few_rounds")
@@ -35,8 +37,9 @@ def test_curved_coordinates_become_straight(dim):
     bent = warped(straight)
     assert unevenness(straight) < 0.1
     assert unevenness(bent) > 0.4
-    before, after = pairs(bent)
-    found = fit_straight_coordinates(before, after, generator=generator())
+    steps = steps_of(bent)
+    before = steps[0]
+    found = fit_straight_coordinates(*steps, generator=generator())
     again = found(bent.flatten(0, 1))[0].view_as(bent)
     assert not again.requires_grad
     assert unevenness(again) < 0.15
@@ -48,8 +51,8 @@ def test_curved_coordinates_become_straight(dim):
 
 
 def test_the_same_numbers_give_the_same_map():
-    before, after = pairs(warped(walk(1)))
-    maps = [fit_straight_coordinates(before, after, generator=generator()) for _ in range(2)]
+    steps = steps_of(warped(walk(1)))
+    maps = [fit_straight_coordinates(*steps, generator=generator()) for _ in range(2)]
     for got, want in zip(*(found.buffers() for found in maps), strict=True):
         assert torch.equal(got, want)
 
@@ -66,19 +69,48 @@ def turning(n_steps=5000):
 
 @pytest.mark.parametrize("sequences", [turning(), walk(1)], ids=["oscillator", "even walk"])
 def test_what_is_straight_stays(sequences):
-    assert fit_straight_coordinates(*pairs(sequences), generator=generator()) is None
+    assert fit_straight_coordinates(*steps_of(sequences), generator=generator()) is None
 
 
-def test_there_must_be_pairs_enough_and_movement():
-    before, after = pairs(warped(walk(1)))
+@pytest.mark.parametrize("is_told", [True, False])
+def test_places_that_are_hardly_seen_stay_as_wide_as_they_are(is_told):
+    """Errors look like long steps, and to squeeze them makes them small, if nobody knows better."""
+    straight = walk(1)
+    error = 0.2 * (straight - 0.2).clamp_min(0.0)
+    before, after, known = steps_of(straight + error * normal(*straight.shape))
+    covariance = steps_of(error.square())
+    doubt = torch.diag_embed(covariance[0] + covariance[1]) if is_told else known
+    found = fit_straight_coordinates(before, after, doubt, generator=generator())
+    if is_told:
+        assert found is None
+    else:
+        slope = found(torch.tensor([[0.0], [1.0]]).double())[1].flatten()
+        assert slope[1] < 0.5 * slope[0]
+
+
+@pytest.mark.parametrize("scale", [0.1, 10.0])
+def test_doubt_is_about_steps_as_they_are(scale):
+    """In the same coordinates, whatever these are."""
+    before, after, _ = steps_of(warped(walk(1)))
+    doubt = torch.full((len(before), 1, 1), 0.01**2).double()
+    old = fit_straight_coordinates(before, after, doubt, generator=generator())
+    scaled = scale * before, scale * after, scale**2 * doubt
+    new = fit_straight_coordinates(*scaled, generator=generator())
+    torch.testing.assert_close(new(scale * before)[0], scale * old(before)[0], rtol=1e-3, atol=1e-3)
+
+
+def test_there_must_be_steps_enough_and_movement():
+    before, after, doubt = steps_of(warped(walk(1)))
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(straightening, "_learn", lambda *_: pytest.fail("nothing to learn"))
         for few in (0, 1, 100):
-            found = fit_straight_coordinates(before[:few], after[:few], generator=generator())
+            found = fit_straight_coordinates(
+                before[:few], after[:few], doubt[:few], generator=generator()
+            )
             assert found is None
         for value in (2.0, np.nan, np.inf):
             same = before.index_fill(0, torch.arange(len(before)), value)
-            assert fit_straight_coordinates(same, same, generator=generator()) is None
+            assert fit_straight_coordinates(same, same, doubt, generator=generator()) is None
 
 
 @pytest.mark.parametrize("is_bent", [True, False])
@@ -86,7 +118,7 @@ def test_states_tell_whether_coordinates_are_better(is_bent):
     """Of the latents as they are: straight ones gain where they were bent, and lose otherwise."""
     straight = walk(1)
     latents = warped(straight) if is_bent else straight
-    found = fit_straight_coordinates(*pairs(warped(straight)), generator=generator())
+    found = fit_straight_coordinates(*steps_of(warped(straight)), generator=generator())
     priors = [SwitchingPrior.sticky(2, DynamicsPrior.isotropic(1, noise_scale=1e-3))]
     lengths = torch.full((len(straight),), straight.shape[1])
     gain = straightening._states_gain(found, latents.flatten(0, 1), lengths, priors, seed=0)
@@ -115,10 +147,13 @@ class Known:
         mask = rows.mask
         mean = torch.zeros(*mask.shape, 1, dtype=torch.float64)
         mean[mask] = self.latents[rows.places]
-        return SimpleNamespace(mean=mean, mask=mask)
+        # That of each number is its square; successive ones have half their product in common.
+        covariance = mean.square().unsqueeze(-1)
+        lag = 0.5 * (mean[:, 1:] * mean[:, :-1]).unsqueeze(-1)
+        return SimpleNamespace(mean=mean, covariance=covariance, lag_covariance=lag, mask=mask)
 
 
-def test_pairs_are_those_of_steps_that_were_seen(monkeypatch):
+def test_steps_are_those_of_steps_that_were_seen(monkeypatch):
     """In their own sequence, whatever the size of parts."""
     observed = torch.tensor([[1.0, np.nan], [2.0, 0.0], [np.nan] * 2, [4.0, 0.0], [5.0, np.nan]])
     observed = torch.cat([observed, observed])
@@ -126,8 +161,8 @@ def test_pairs_are_those_of_steps_that_were_seen(monkeypatch):
     rows = SequenceRows(observed, observed, lengths).with_memory()
     seen, latents = [], torch.arange(10.0).double().unsqueeze(1)
 
-    def fit(before, after, *, generator):
-        seen.append(torch.cat([before, after], 1).tolist())
+    def fit(before, after, covariance, *, generator):
+        seen.append(torch.cat([before, after, covariance.flatten(1)], 1).tolist())
         return "a map"
 
     def gain(found, points, n_steps, priors, seed):
@@ -143,4 +178,4 @@ def test_pairs_are_those_of_steps_that_were_seen(monkeypatch):
         straighten(model, rows, ["a prior"], generator=generator(7), chunk=chunk)
         assert model.coordinates == ("a map" if gains else None)
     # Step 7 is missing, and 5 is a sequence by itself.
-    assert seen == [[[0.0, 1.0], [3.0, 4.0], [8.0, 9.0]]] * 2
+    assert seen == [[[0.0, 1.0, 1.0], [3.0, 4.0, 13.0], [8.0, 9.0, 73.0]]] * 2
