@@ -36,6 +36,7 @@ _EARLY_TOL, _FURTHER_TOL = 1e-3, 2e-4
 # Epochs of training after which two starts are compared. Right away the longer fit of the linear
 # model was behind on twelve joint angles, and ahead by 0.1 to 0.3 nats per step after these.
 _TRIAL_ITER = 15
+_N_TRIALS = 3  # of all starts of states, after pretraining
 _LEAST_GAIN = 0.05  # nats per step by which that fit must be better to be worth a comparison
 
 
@@ -168,7 +169,26 @@ class SwitchingFit(DynamicsFit):
             # depend on where their fits begin as much as on the coordinates.
             priors = self._state_priors(model, rows, tied=False)
             straighten(model, rows.rejoined(), priors, generator=generator, chunk=CHUNK_STEPS)
-        self._start_states(model, rows, generator, self.n_starts)
+            self._start_best_states(model, rows, generator)
+        else:
+            self._start_states(model, rows, generator, self.n_starts)
+
+    def _start_best_states(
+        self, model: SequenceVAE, rows: SequenceRows, generator: torch.Generator
+    ) -> None:
+        """The best of a few starts by the bound on the rows, which latents alone do not tell.
+
+        Some starts explain where sequences are instead of how they move.
+        """
+        linear, starts = model.graphical, []
+        for _ in range(_N_TRIALS):
+            model.graphical, rows.memory.states = linear, None
+            self._start_states(model, rows, generator, self.n_starts)
+            same_draws = torch.Generator(device=self.device).manual_seed(generator.initial_seed())
+            bound = self._mean_bound(model, rows, same_draws)
+            bound = bound if math.isfinite(bound) else -math.inf
+            starts.append((bound, model.graphical, rows.memory.states))
+        _, model.graphical, rows.memory.states = max(starts, key=lambda start: start[0])
 
     def _start_states(
         self, model: SequenceVAE, rows: SequenceRows, generator: torch.Generator, n_starts: int
@@ -187,11 +207,8 @@ class SwitchingFit(DynamicsFit):
         prior = choose_prior(latents, priors, generator=generator)
         found = fit_autoregressive_hmm(latents, prior, n_starts=n_starts, generator=generator)
         model.graphical = SwitchingDynamicsModel(found.prior, found.posterior)
-        if rows.memory is not None:
-            stacked = [
-                states[part.mask] for states, part in zip(found.states, latents, strict=True)
-            ]
-            rows.memory.states = torch.cat(stacked).to(rows.encoded)
+        stacked = [states[part.mask] for states, part in zip(found.states, latents, strict=True)]
+        rows.memory.states = torch.cat(stacked).to(rows.encoded)
         fit_dynamics(model, rows, max_iter=_VB_ITER, tol=_VB_TOL, chunk=CHUNK_STEPS)
 
     def _state_priors(

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """How fits of switching dynamics start: networks, number of latents, length of the linear fit."""
 
+import math
 import pickle
 
 import numpy as np
@@ -64,7 +65,7 @@ def test_coordinates_are_looked_for_between_pretraining_and_states(monkeypatch):
     monkeypatch.setattr(SwitchingFit, "_start_states", start_states)
     settings = {"max_iter": 1, "sequence_length": 4, "noise_covariance_type": "tied"}
     quick(hidden_layer_sizes=(5,), pretraining_iter=1, **settings).fit(SMALL)
-    assert seen == [(LinearDynamicsModel, [10] * len(SMALL)), "states"]
+    assert seen == [(LinearDynamicsModel, [10] * len(SMALL)), *["states"] * 3]
     for without in ({"pretraining_iter": 0, "hidden_layer_sizes": (5,)}, {"pretraining_iter": 1}):
         seen.clear()
         quick(**settings, **without).fit(SMALL)
@@ -110,6 +111,32 @@ def test_straight_coordinates_give_one_state_to_what_moves_alike(monkeypatch):
     assert (straight.n_states_, bent.n_states_) == (2, 3)
     left, right = sorted(straight.offset_.ravel())
     assert left == pytest.approx(-right, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("bounds", "best"),
+    [((1.0, 3.0, 2.0), 1), ((2.0, -1.0, 0.0), 0), ((math.nan, -math.inf, -5.0), 2)],
+)
+def test_after_pretraining_the_start_with_the_best_bound_goes_on(monkeypatch, bounds, best):
+    """With the states that belong to it; what has no bound has lost."""
+    starts, draws = [], []
+
+    def bound_of_start(self, model, rows, generator):
+        draws.append(torch.rand(3, generator=generator).tolist())
+        starts.append((model.graphical, rows.memory.states))
+        return bounds[len(starts) - 1]
+
+    def begin(self, model, rows, *rest):
+        assert model.graphical is starts[best][0]
+        assert rows.memory.states is starts[best][1]
+        raise StopIteration
+
+    monkeypatch.setattr(SwitchingFit, "_mean_bound", bound_of_start)
+    monkeypatch.setattr(SwitchingFit, "_moves", begin)
+    with pytest.raises(StopIteration):
+        quick(hidden_layer_sizes=(5,), pretraining_iter=1).fit(SMALL)
+    assert len({id(graphical) for graphical, _ in starts}) == len({id(s) for _, s in starts}) == 3
+    assert draws[0] == draws[1] == draws[2]
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
