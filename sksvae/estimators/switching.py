@@ -86,8 +86,8 @@ class SVAESwitchingLDS(SwitchingFit, StatePredictions):
         Most epochs of training on single steps before that, as a variational autoencoder without
         dynamics, if there are hidden layers: where the observations bend so much that states show
         only once the networks have straightened them. An invertible map then gives the latents
-        coordinates in which they move evenly, if the steps are enough to tell [3]_, and what
-        follows takes a tenth of ``learning_rate_init``.
+        coordinates in which they move evenly, if the steps are enough to tell [3]_. States are
+        started three times, and what follows takes a tenth of ``learning_rate_init``.
     solver : {'adam', 'muon'}, default='adam'
         How the networks learn. ``'muon'`` gives weight matrices orthogonal steps and leaves the
         rest to Adam: slower per step by a third, and faster by far where much is in fine detail
