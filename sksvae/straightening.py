@@ -81,7 +81,8 @@ class _Kinds(nn.Module):
         """
         drift = self.drift + torch.einsum("kij,nj->nki", self.pull, before)
         deviation = ((after - before) / self.spread).unsqueeze(1) - drift
-        error = self.log_share.exp() * doubt / self.spread.square()
+        # A difference of covariances: of precise steps it may be rounded to less than nothing.
+        error = self.log_share.exp() * doubt.clamp_min(0.0) / self.spread.square()
         variance = error.unsqueeze(1) + torch.exp(2.0 * self.log_scale)
         each = -0.5 * (deviation.square() / variance + variance.log()).sum(-1)
         return torch.logsumexp(each + torch.log_softmax(self.logits, 0), -1)

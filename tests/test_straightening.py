@@ -99,6 +99,15 @@ def test_doubt_is_about_steps_as_they_are(scale):
     torch.testing.assert_close(new(scale * before)[0], scale * old(before)[0], rtol=1e-3, atol=1e-3)
 
 
+def test_doubt_that_is_rounded_below_zero_is_none():
+    before, after, known = steps_of(warped(walk(1)))
+    maps = [
+        fit_straight_coordinates(before, after, doubt, generator=generator())
+        for doubt in (known, known - 1.0)
+    ]
+    assert torch.equal(maps[0](before)[0], maps[1](before)[0])
+
+
 def test_there_must_be_steps_enough_and_movement():
     before, after, doubt = steps_of(warped(walk(1)))
     with pytest.MonkeyPatch.context() as monkeypatch:
