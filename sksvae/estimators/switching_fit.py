@@ -158,6 +158,8 @@ class SwitchingFit(DynamicsFit):
         on_epoch_end: Callable[[int, EpochRecord], bool],
     ) -> None:
         """Networks for single steps, if asked for, on straight coordinates; then states."""
+        if rows.memory is None:  # in `partial_fit`, which has no next visit
+            rows = rows.with_memory(rows.uncut)
         if self._n_initial_epochs():
             # Each step by itself: twice as fast, and dynamics cannot make up for what the networks
             # do not explain. States are looked for in what comes out, so that it is trained to

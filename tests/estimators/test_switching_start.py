@@ -162,6 +162,26 @@ def test_fitted_models_keep_their_coordinates(dtype, monkeypatch, tmp_path):
             assert np.array_equal(value, kept[name]) == same
 
 
+def test_partial_fit_starts_in_the_same_way(monkeypatch):
+    """With all epochs of pretraining at once, and the best of three starts, but on one batch."""
+    seen, pretrain, start = [], SwitchingFit._pretrain, SwitchingFit._start_states
+
+    def pretrained(self, model, rows, max_iter, *rest, **options):
+        seen.append(max_iter)
+        pretrain(self, model, rows, max_iter, *rest, **options)
+
+    def start_states(self, *rest):
+        seen.append("states")
+        start(self, *rest)
+
+    monkeypatch.setattr(SwitchingFit, "_pretrain", pretrained)
+    monkeypatch.setattr(SwitchingFit, "_start_states", start_states)
+    estimator = quick(hidden_layer_sizes=(5,), pretraining_iter=2)
+    estimator.partial_fit(SMALL).partial_fit(SMALL)
+    assert seen == [2, *["states"] * 3]
+    assert_usable(estimator, SMALL)
+
+
 def test_networks_are_refined_at_a_tenth_of_the_learning_rate():
     settings = {"hidden_layer_sizes": (5,), "learning_rate_init": 0.01}
     rates = {
