@@ -11,6 +11,7 @@ from sksvae.autoregressive_hmm.fit import (
     fit_autoregressive_hmm,
     prune_states,
 )
+from sksvae.autoregressive_hmm.pooling import pooling_price
 from sksvae.autoregressive_hmm.sequences import PointSequences, point_sequences
 from sksvae.autoregressive_hmm.starts import choose_prior
 
@@ -20,5 +21,6 @@ __all__ = [
     "choose_prior",
     "fit_autoregressive_hmm",
     "point_sequences",
+    "pooling_price",
     "prune_states",
 ]

@@ -18,7 +18,7 @@ References
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -128,6 +128,12 @@ class Problem:
         initial, evidence = _first_latents(parts, prior.initial)
         moments = TransitionMoments(parts)
         return cls(parts, prior, Stacking.of(parts), moments, initial, evidence)
+
+    def under(self, prior: SwitchingPrior) -> "Problem":
+        """The same sequences with another prior."""
+        prior = _double_prior(prior)
+        initial, evidence = _first_latents(self.parts, prior.initial)
+        return replace(self, prior=prior, initial=initial, initial_evidence=evidence)
 
     @property
     def n_rows(self) -> int:

@@ -17,7 +17,8 @@ from sksvae.autoregressive_hmm.activity_start import (
     with_states,
 )
 from sksvae.autoregressive_hmm.merging import UNUSED, disjoint_pairs, merge_gains, merged
-from sksvae.autoregressive_hmm.model import Problem
+from sksvae.autoregressive_hmm.model import Problem, converted
+from sksvae.autoregressive_hmm.pooling import pooled_priors, pooling_price
 from sksvae.autoregressive_hmm.segments import Segments, cluster_segments
 from sksvae.graphical import ChainPosterior, SwitchingPrior
 
@@ -68,6 +69,7 @@ def choose_prior(
     parts: Sequence[ChainPosterior],
     priors: Sequence[SwitchingPrior],
     *,
+    pooled_weights: Sequence[float] = (),
     max_rows: int = 10_000,
     generator: torch.Generator,
 ) -> SwitchingPrior:
@@ -79,6 +81,10 @@ def choose_prior(
         Moments of latents.
     priors : sequence of SwitchingPrior
         Of equally many states.
+    pooled_weights : sequence of float, default=()
+        Weights, in steps, of further priors, around the linear dynamics of all steps: each state
+        is expected to move as the whole does. Such a prior must be better by what its numbers
+        gain by chance.
     max_rows : int, default=10_000
         Most steps to use; windows are drawn if there are more.
     generator : torch.Generator
@@ -87,7 +93,7 @@ def choose_prior(
     Returns
     -------
     SwitchingPrior
-        One of them.
+        One of them, or around the dynamics of all steps.
 
     Examples
     --------
@@ -104,7 +110,7 @@ def choose_prior(
     >>> prior is priors[0]
     True
     """
-    if len(priors) == 1:
+    if len(priors) == 1 and not pooled_weights:
         return priors[0]
     problem = Problem.build(parts, priors[0])
     if problem.n_rows > max_rows:
@@ -112,12 +118,21 @@ def choose_prior(
         problem = Problem.build(windows, priors[0])
     features = torch.cat([activity_features(problem, width) for width in _WIDTHS], 1)
     labels = cluster_steps(features.cpu().numpy(), problem.prior.n_states, generator)
-    bounds = []
-    for prior in priors:
-        each = Problem.build(problem.parts, prior)
-        start = each.with_labels(labels.to(problem.stacking.means.device))
-        bounds.append(each.ascend(start, _PRIOR_ROUNDS, 1e-3)[0].bound)
-    return priors[bounds.index(max(bounds))]
+    labels = labels.to(problem.stacking.means.device)
+
+    def bound(prior: SwitchingPrior) -> float:
+        each = problem.under(prior)
+        return each.ascend(each.with_labels(labels), _PRIOR_ROUNDS, 1e-3)[0].bound
+
+    # Of weak priors the last: what is pooled is to be what the steps say.
+    pooled = pooled_priors(problem.under(priors[-1]), pooled_weights)
+    bounds = [bound(prior) for prior in priors]
+    price = pooling_price(priors[0].initial.mean.shape[-1], problem.n_rows)
+    bounds += [bound(prior) - price for prior in pooled]
+    chosen = bounds.index(max(bounds))
+    if chosen < len(priors):
+        return priors[chosen]
+    return converted(pooled[chosen - len(priors)], priors[0].initial.mean.dtype)
 
 
 def from_windows(problem: Problem, width: int, generator: torch.Generator) -> SwitchingPrior:

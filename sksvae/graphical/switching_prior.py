@@ -93,11 +93,9 @@ class SwitchingPrior(NamedTuple):
         """
         like = dynamics.initial.mean
         eye = torch.eye(n_states, dtype=like.dtype, device=like.device)
-        one = dynamics.dynamics
-        each = MNIWParams(*(field.expand(n_states, *field.shape).clone() for field in one))
         return cls(
             dynamics.initial,
-            TiedMNIWParams(one.scale, each.mean, each.mean_precision, one.dof) if tied else each,
+            _of_each_state(dynamics.dynamics, n_states, tied),
             DirichletParams(like.new_full((n_states,), initial_concentration)),
             DirichletParams(stickiness * eye + concentration * (1 - eye)),
         )
@@ -112,6 +110,31 @@ class SwitchingPrior(NamedTuple):
         """Family of each part."""
         tied = isinstance(self.dynamics, TiedMNIWParams)
         return NIW(), TiedMNIW() if tied else MNIW(), Dirichlet(), Dirichlet()
+
+    def with_dynamics(self, dynamics: MNIWParams) -> "SwitchingPrior":
+        """Another prior of the dynamics, the same for all states.
+
+        Parameters
+        ----------
+        dynamics : MNIWParams
+            Of the ``X_k`` and ``Q_k`` of each state.
+
+        Returns
+        -------
+        SwitchingPrior
+            With noise covariances that are shared if they are here.
+
+        Examples
+        --------
+        >>> from sksvae.graphical import DynamicsPrior, SwitchingPrior
+        >>> walk, noise = (DynamicsPrior.isotropic(1, persistence=mean) for mean in (1.0, 0.0))
+        >>> SwitchingPrior.sticky(2, walk).with_dynamics(noise.dynamics).dynamics.mean
+        tensor([[[0., 0.]],
+        <BLANKLINE>
+                [[0., 0.]]], dtype=torch.float64)
+        """
+        tied = isinstance(self.dynamics, TiedMNIWParams)
+        return self._replace(dynamics=_of_each_state(dynamics, self.n_states, tied))
 
     @property
     def state_dynamics(self) -> MNIWParams:
@@ -152,3 +175,8 @@ class SwitchingPrior(NamedTuple):
             DirichletParams(self.initial_states.concentration[states]),
             DirichletParams(self.transitions.concentration[states][:, states]),
         )
+
+
+def _of_each_state(one: MNIWParams, n_states: int, tied: bool) -> MNIWParams | TiedMNIWParams:
+    each = MNIWParams(*(field.expand(n_states, *field.shape).clone() for field in one))
+    return TiedMNIWParams(one.scale, each.mean, each.mean_precision, one.dof) if tied else each
