@@ -226,7 +226,7 @@ def test_the_number_of_latents_has_the_best_bound_of_the_start():
 @pytest.mark.parametrize(
     ("params", "dims"),
     [
-        ({}, (16, 8, 4, 2)),
+        ({}, (14, 8, 4, 2)),
         ({"latent_dim": 3}, (3,)),
         ({"noise_covariance_prior": np.eye(5)}, (5,)),
         ({"degrees_of_freedom_prior": 5.0}, (4, 2)),
