@@ -11,7 +11,6 @@ from sksvae.autoregressive_hmm.fit import (
     fit_autoregressive_hmm,
     prune_states,
 )
-from sksvae.autoregressive_hmm.pooling import pooling_price
 from sksvae.autoregressive_hmm.sequences import PointSequences, point_sequences
 from sksvae.autoregressive_hmm.starts import choose_prior
 
@@ -21,6 +20,5 @@ __all__ = [
     "choose_prior",
     "fit_autoregressive_hmm",
     "point_sequences",
-    "pooling_price",
     "prune_states",
 ]

@@ -16,7 +16,7 @@ def pooled_priors(problem: Problem, weights: Sequence[float]) -> list[SwitchingP
 
     If ``[A b]`` and ``Q`` are the linear dynamics of all n steps, and ``Y`` their regressors, then
     ``Q_k ~ IW(c Q, c + D + 1)``, whose mean is ``Q``, and ``[A_k b_k] | Q_k ~ MN([A b], Q_k, (c/n
-    Y'Y)^-1)``, the unit information prior for a weight ``c`` of one step [1]_. Unlike one around
+    Y'Y)^-1)``, for ``c = 1`` the unit information prior [1]_. Unlike one around
     zero it asks for no units: latents that are turned or scaled have a prior that is, too.
 
     Parameters
@@ -77,7 +77,7 @@ def pooling_price(latent_dim: int, n_steps: int) -> float:
 
     Examples
     --------
-    >>> from sksvae.autoregressive_hmm import pooling_price
+    >>> from sksvae.autoregressive_hmm.pooling import pooling_price
     >>> print(f"{pooling_price(latent_dim=2, n_steps=500):.1f}")
     28.0
     """

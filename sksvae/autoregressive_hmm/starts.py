@@ -82,8 +82,8 @@ def choose_prior(
     priors : sequence of SwitchingPrior
         Of equally many states.
     pooled_weights : sequence of float, default=()
-        Weights, in steps, of further priors, around the linear dynamics of all steps: each state
-        is expected to move as the whole does. Such a prior must be better by what its numbers
+        Positive weights, in steps, of further priors, around the linear dynamics of all steps: each
+        state is expected to move as the whole does. Such a prior must be better by what its numbers
         gain by chance.
     max_rows : int, default=10_000
         Most steps to use; windows are drawn if there are more.
@@ -110,7 +110,7 @@ def choose_prior(
     >>> prior is priors[0]
     True
     """
-    if len(priors) == 1 and not pooled_weights:
+    if len(priors) == 1 and not len(pooled_weights):
         return priors[0]
     problem = Problem.build(parts, priors[0])
     if problem.n_rows > max_rows:
@@ -125,7 +125,8 @@ def choose_prior(
         return each.ascend(each.with_labels(labels), _PRIOR_ROUNDS, 1e-3)[0].bound
 
     # Of weak priors the last: what is pooled is to be what the steps say.
-    pooled = pooled_priors(problem.under(priors[-1]), pooled_weights)
+    last = problem.under(priors[-1])
+    pooled = pooled_priors(last, pooled_weights) if len(pooled_weights) else []
     bounds = [bound(prior) for prior in priors]
     price = pooling_price(priors[0].initial.mean.shape[-1], problem.n_rows)
     bounds += [bound(prior) - price for prior in pooled]

@@ -9,10 +9,9 @@ from sksvae.autoregressive_hmm import (
     choose_prior,
     fit_autoregressive_hmm,
     point_sequences,
-    pooling_price,
 )
 from sksvae.autoregressive_hmm.model import Problem
-from sksvae.autoregressive_hmm.pooling import pooled_priors
+from sksvae.autoregressive_hmm.pooling import pooled_priors, pooling_price
 from sksvae.expfam import TiedMNIWParams
 from sksvae.graphical import DynamicsPrior, SwitchingPrior
 
