@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sksvae.estimators.scaling import Scaling
 from sksvae.estimators.sequence_start import competing_priors, fit_dynamics, state_space_model
-from sksvae.estimators.sequences import CHUNK_STEPS, SequenceSVAE
+from sksvae.estimators.sequences import SequenceSVAE
 from sksvae.estimators.validation import (
     checked_covariance,
     checked_layer_sizes,
@@ -25,6 +25,7 @@ from sksvae.sequence_objective import SequenceRows, SequenceVAE
 from sksvae.state_space import StateSpace, StateSpaceFit, fit_state_space
 from sksvae.state_space.subspace import choose_windows
 
+FIT_CHUNK = 32_768  # steps, with padding, that are in memory at a time outside training
 _START_LENGTH = 200  # least limit of the windows for the start: long periods need them
 _START_ROWS = 20_000  # most rows in all of them
 _TRIAL_ITER = 5  # rounds of variational Bayes under each of the priors that compete
@@ -171,11 +172,11 @@ class DynamicsFit(SequenceSVAE):
         start, best, best_bound = model.graphical.posterior, None, -math.inf
         for prior in self._priors(model.graphical.latent_dim, rows.encoded):
             model.graphical = LinearDynamicsModel(prior, start)
-            bound = fit_dynamics(model, rows, max_iter=_TRIAL_ITER, tol=_VB_TOL, chunk=CHUNK_STEPS)
+            bound = fit_dynamics(model, rows, max_iter=_TRIAL_ITER, tol=_VB_TOL, chunk=FIT_CHUNK)
             if best is None or bound > best_bound:
                 best, best_bound = model.graphical, bound
         model.graphical = best
-        fit_dynamics(model, rows, max_iter=_VB_ITER, tol=_VB_TOL, chunk=CHUNK_STEPS)
+        fit_dynamics(model, rows, max_iter=_VB_ITER, tol=_VB_TOL, chunk=FIT_CHUNK)
 
     def _recall(self, model: SequenceVAE, rows: SequenceRows) -> None:
         """Fill the memory of the rows with discrete states, if there are any."""
@@ -215,5 +216,5 @@ class DynamicsFit(SequenceSVAE):
         lengths = sequences.windows(self.sequence_length).length
         rows = self._held(sequences.values, lengths, scaling, likelihood).with_memory()
         self._recall(model, rows)
-        fit_dynamics(model, rows, max_iter=_REFIT_ITER, tol=_REFIT_TOL, chunk=CHUNK_STEPS)
+        fit_dynamics(model, rows, max_iter=_REFIT_ITER, tol=_REFIT_TOL, chunk=FIT_CHUNK)
         return self._with_graphical(model)

@@ -28,7 +28,8 @@ from sksvae.sequence_objective import SequenceRows, SequenceVAE
 from sksvae.sequences import Sequences, Windows, read_sequences, split_sequences
 from sksvae.stored_rows import StoredSequenceRows, is_memory_map
 
-CHUNK_STEPS = 32_768  # steps, with padding, that are in memory at a time outside training
+# Steps, with padding, that are in memory at a time in predictions, and in each of several threads.
+CHUNK_STEPS = 16_384
 # Steps of a minibatch: many small ones take long, few large ones learn little in an epoch.
 _MIN_BATCH, _MAX_BATCH, _BATCHES = 500, 8000, 50
 # What a step has, from the model, steps and what was inferred of them.

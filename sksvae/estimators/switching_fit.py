@@ -10,11 +10,10 @@ import numpy as np
 import torch
 
 from sksvae.autoregressive_hmm import choose_prior, fit_autoregressive_hmm
-from sksvae.estimators.dynamics_fit import DynamicsFit
+from sksvae.estimators.dynamics_fit import FIT_CHUNK, DynamicsFit
 from sksvae.estimators.moves import Moves
 from sksvae.estimators.scaling import Scaling
 from sksvae.estimators.sequence_start import fit_dynamics
-from sksvae.estimators.sequences import CHUNK_STEPS
 from sksvae.estimators.state_moves import drop_states, order_states, recall_states
 from sksvae.estimators.validation import checked_layer_sizes
 from sksvae.graphical import SwitchingDynamicsModel, SwitchingPrior
@@ -57,7 +56,7 @@ class SwitchingFit(DynamicsFit):
 
     def _fixed_point_settings(self, to_train: bool) -> FixedPointSettings:
         # In training, updates go on in the next epoch.
-        precise = {"tol": 1e-4}
+        precise = {"tol": 1e-4, "accelerate": True}
         quick = {"tol": 1e-2, "solver_tol": 1e-2, "max_solver_steps": 5}
         return FixedPointSettings(
             max_updates=self.max_updates if to_train else max(self.max_updates, 50),
@@ -170,7 +169,7 @@ class SwitchingFit(DynamicsFit):
             # With noise of their own, whatever it will be: bounds of states that share theirs
             # depend on where their fits begin as much as on the coordinates.
             priors = self._state_priors(model, rows, tied=False)
-            straighten(model, rows.rejoined(), priors, generator=generator, chunk=CHUNK_STEPS)
+            straighten(model, rows.rejoined(), priors, generator=generator, chunk=FIT_CHUNK)
             self._start_best_states(model, rows, generator)
         else:
             self._start_states(model, rows, generator, self.n_starts)
@@ -204,14 +203,14 @@ class SwitchingFit(DynamicsFit):
             return
         rows = rows.rejoined()
         with torch.no_grad():
-            latents = [model.infer(part) for part in rows.parts(CHUNK_STEPS)]
+            latents = [model.infer(part) for part in rows.parts(FIT_CHUNK)]
         priors = self._state_priors(model, rows, tied=self.noise_covariance_type == "tied")
         prior = choose_prior(latents, priors, generator=generator)
         found = fit_autoregressive_hmm(latents, prior, n_starts=n_starts, generator=generator)
         model.graphical = SwitchingDynamicsModel(found.prior, found.posterior)
         stacked = [states[part.mask] for states, part in zip(found.states, latents, strict=True)]
         rows.memory.states = torch.cat(stacked).to(rows.encoded)
-        fit_dynamics(model, rows, max_iter=_VB_ITER, tol=_VB_TOL, chunk=CHUNK_STEPS)
+        fit_dynamics(model, rows, max_iter=_VB_ITER, tol=_VB_TOL, chunk=FIT_CHUNK)
 
     def _state_priors(
         self, model: SequenceVAE, rows: SequenceRows, tied: bool
@@ -229,7 +228,7 @@ class SwitchingFit(DynamicsFit):
         ]
 
     def _recall(self, model: SequenceVAE, rows: SequenceRows) -> None:
-        recall_states(model, rows, chunk=CHUNK_STEPS)
+        recall_states(model, rows, chunk=FIT_CHUNK)
 
     def _moves(
         self, model: SequenceVAE, rows: SequenceRows, random_state: np.random.RandomState
@@ -240,5 +239,5 @@ class SwitchingFit(DynamicsFit):
 
     def _finish(self, model: SequenceVAE, rows: SequenceRows) -> None:
         """Give up states without use, and order the others by their weight."""
-        drop_states(model, rows, chunk=CHUNK_STEPS)
+        drop_states(model, rows, chunk=FIT_CHUNK)
         order_states(model, rows)

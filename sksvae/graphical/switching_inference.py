@@ -132,7 +132,11 @@ def infer_switching(
     fixed = problem.fixed()
     updates = SwitchingUpdates.build(fixed, method)
     end = solve_fixed_point(
-        block_updates(fixed, updates, method), start, settings.max_updates, settings.tol
+        block_updates(fixed, updates, method),
+        start,
+        settings.max_updates,
+        settings.tol,
+        settings.accelerate and settings.gradient != "unrolled",
     )
     point, differentiate = end.point, torch.is_grad_enabled() and problem.requires_grad
     if differentiate and settings.gradient == "unrolled":

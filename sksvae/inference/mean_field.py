@@ -32,6 +32,10 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+# Updates are extrapolated once no entry of a row moves by more, as further away plain ones are sure
+# to raise the bound; and by no more than this multiple of a step.
+_NEAR, _LONGEST = 0.3, 100.0
+
 # Product of each row of a batch with its own matrix; the second argument gives the indices of the
 # rows that the batch holds, None for all.
 Operator = Callable[[Tensor, Tensor | None], Tensor]
@@ -58,6 +62,9 @@ class FixedPointSettings:
         Most steps of the linear solver.
     solver_tol : float, default=1e-8
         A row's solve stops once its residual is below this fraction of its right-hand side.
+    accelerate : bool, default=False
+        Whether to extrapolate updates near the fixed point, see `solve_fixed_point`. Not if the
+        gradient is ``'unrolled'``, which differentiates updates as they are.
 
     Examples
     --------
@@ -71,6 +78,7 @@ class FixedPointSettings:
     gradient: GradientMethod = "cg"
     max_solver_steps: int = 100
     solver_tol: float = 1e-8
+    accelerate: bool = False
 
 
 class FixedPoint(NamedTuple):
@@ -92,7 +100,11 @@ class FixedPoint(NamedTuple):
 
 
 def solve_fixed_point(
-    update: Callable[[Tensor, Tensor | None], Tensor], start: Tensor, max_updates: int, tol: float
+    update: Callable[[Tensor, Tensor | None], Tensor],
+    start: Tensor,
+    max_updates: int,
+    tol: float,
+    accelerate: bool = False,
 ) -> FixedPoint:
     """Iterate ``update`` from ``start`` until every row has converged, without gradients.
 
@@ -107,11 +119,20 @@ def solve_fixed_point(
         Most updates per row.
     tol : float
         Largest absolute change of an entry at which a row stops.
+    accelerate : bool, default=False
+        Whether the next update of a row that hardly moves any more starts from a secant step, by
+        Anderson's method [1]_ with the update before, along each last axis by itself. Points must
+        be weights: none becomes negative by it, and sums are kept.
 
     Returns
     -------
     FixedPoint
         Rows that have converged are left as they are while others go on.
+
+    References
+    ----------
+    .. [1] Walker and Ni, "Anderson acceleration for fixed-point iterations", SIAM Journal on
+       Numerical Analysis 49(4), 2011, section 2, with m = 1.
 
     Examples
     --------
@@ -125,9 +146,12 @@ def solve_fixed_point(
         point = current = start
         n_updates = torch.zeros(len(start), dtype=torch.long, device=start.device)
         rows: Tensor | None = None  # indices of the rows still moving; None while all are
+        before: tuple[Tensor, ...] = ()  # what the last update gave, and how far that was
         for step in range(1, max_updates + 1):
             following = update(current, rows)
-            moving = ~((following - current).abs().flatten(1).amax(1) <= tol)  # NaN moves
+            change = following - current
+            size = change.abs().flatten(1).amax(1)
+            moving = ~(size <= tol)  # NaN moves
             if rows is None:
                 point = following
                 n_updates.fill_(step)
@@ -137,14 +161,29 @@ def solve_fixed_point(
             left = moving.nonzero().squeeze(1)
             if len(left) < len(moving):
                 rows = left if rows is None else rows[left]
-                following = following[left]
+                following, change, size = following[left], change[left], size[left]
+                before = tuple(field[left] for field in before)
             if rows is not None and not len(rows):
                 break
             current = following
+            if accelerate:
+                if before:
+                    near = (size < _NEAR).view(-1, *(1,) * (change.ndim - 1))
+                    current = torch.where(near, _secant_step(following, change, *before), following)
+                before = following, change
         converged = torch.full_like(n_updates, rows is not None, dtype=torch.bool)
         if rows is not None:
             converged[rows] = False
     return FixedPoint(point, n_updates, converged)
+
+
+def _secant_step(following: Tensor, change: Tensor, older: Tensor, older_change: Tensor) -> Tensor:
+    """Where changes would vanish if they went on to shrink as in the last update."""
+    bend, path = change - older_change, following - older
+    square = bend.square().sum(-1, keepdim=True)
+    length = torch.where(square > 0, -(change * bend).sum(-1, keepdim=True) / square, 0.0)
+    most = torch.where(path < 0, following / -path, torch.inf).amin(-1, keepdim=True)
+    return following + torch.minimum(length.clamp(0.0, _LONGEST), most) * path
 
 
 def solve_adjoint(

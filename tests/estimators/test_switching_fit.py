@@ -171,8 +171,8 @@ def test_the_best_of_several_runs_is_kept():
 
 def test_refitted_dynamics_are_those_of_the_new_data(monkeypatch):
     """In several parts: none of them may remember more or less than its own states."""
-    monkeypatch.setattr("sksvae.estimators.dynamics_fit.CHUNK_STEPS", 45)
-    monkeypatch.setattr("sksvae.estimators.switching_fit.CHUNK_STEPS", 45)
+    monkeypatch.setattr("sksvae.estimators.dynamics_fit.FIT_CHUNK", 45)
+    monkeypatch.setattr("sksvae.estimators.switching_fit.FIT_CHUNK", 45)
     estimator = copy.deepcopy(fitted())
     faster = turning()[0].sample(40, 2)[0][:, ::2]
     score, weights = estimator.score(faster), estimator.state_weights_

@@ -50,6 +50,19 @@ def assert_equal_posteriors(got, want, **tolerance):
         assert_close(getattr(got, field.name), getattr(want, field.name), **tolerance)
 
 
+@pytest.mark.parametrize("gradient", ["cg", "unrolled"])
+def test_accelerated_updates_end_at_the_same_point_sooner(gradient):
+    model, (potentials, mask) = random_model(4, 2), random_evidence([40, 25, 33], 2)
+    plain = FixedPointSettings(max_updates=1000, tol=1e-9, gradient=gradient)
+    want = infer(model, potentials, mask, plain)
+    got = infer(model, potentials, mask, dataclasses.replace(plain, accelerate=True))
+    assert_close(got.states, want.states, rtol=1e-7, atol=1e-7)
+    assert_close(got.local_kl, want.local_kl, rtol=1e-9, atol=1e-9)
+    # Unrolled updates are differentiated as they are.
+    sooner = 0.75 * want.n_updates if gradient == "cg" else want.n_updates
+    assert (got.n_updates <= sooner).all()
+
+
 # Against enumeration of all paths ----------------------------------------------------------------
 
 

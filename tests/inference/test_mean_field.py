@@ -55,11 +55,13 @@ def test_rounds_of_each_row_are_as_many_as_it_needs(event_shape):
     assert torch.equal(start.view(5, -1)[:, -1], torch.full((5,), 2.0, dtype=torch.float64))
 
 
-def test_a_row_ends_where_it_would_end_alone():
-    rates, start = torch.tensor(RATES), normal(5, 3, dtype=torch.float32)
-    together = solve_fixed_point(Contraction(rates), start, 100, 1e-4)
+@pytest.mark.parametrize("accelerate", [True, False])
+def test_a_row_ends_where_it_would_end_alone(accelerate):
+    rates, start = torch.tensor(RATES), normal(5, 3, dtype=torch.float32).abs()
+    together = solve_fixed_point(Contraction(rates), start, 100, 1e-4, accelerate)
     for i in range(5):
-        alone = solve_fixed_point(Contraction(rates[i : i + 1]), start[i : i + 1], 100, 1e-4)
+        rate, row = Contraction(rates[i : i + 1]), start[i : i + 1]
+        alone = solve_fixed_point(rate, row, 100, 1e-4, accelerate)
         for a, b in zip(together, alone, strict=True):
             assert torch.equal(a[i : i + 1], b)
 
@@ -79,9 +81,10 @@ def test_a_change_as_large_as_the_tolerance_counts_as_converged():
         assert end.n_updates.item() == n_updates
 
 
-def test_a_row_of_nan_does_not_converge_and_does_not_disturb_the_others():
+@pytest.mark.parametrize("accelerate", [True, False])
+def test_a_row_of_nan_does_not_converge_and_does_not_disturb_the_others(accelerate):
     update = Contraction(torch.tensor([0.5, math.nan, 0.2], dtype=torch.float64))
-    end = solve_fixed_point(update, torch.ones(3, 2, dtype=torch.float64), 30, 1e-3)
+    end = solve_fixed_point(update, torch.ones(3, 2, dtype=torch.float64), 30, 1e-3, accelerate)
     assert end.converged.tolist() == [True, False, True]
     assert end.n_updates[1] == 30
     assert end.point[[0, 2]].abs().max() < 2e-3
@@ -91,6 +94,54 @@ def test_the_rounds_record_no_gradient():
     rates = torch.tensor([0.5], requires_grad=True)
     end = solve_fixed_point(Contraction(rates), torch.ones(1, 1), 5, 0.0)
     assert not end.point.requires_grad
+
+
+class Chains:
+    """Weights of each step approach their own end at their own rate; remembers where it was."""
+
+    def __init__(self, rates, ends):
+        self.rates, self.ends, self.seen = rates, ends, []
+
+    def __call__(self, point, rows=None):
+        rows = slice(None) if rows is None else rows
+        self.seen.append(point)
+        ends = self.ends[rows]
+        return (ends + self.rates[rows].unsqueeze(-1) * (point - ends)).clamp_min(0.0)
+
+
+def test_a_secant_step_is_exact_where_changes_shrink_by_one_factor():
+    rates = torch.tensor([[0.5, 0.9, 0.0], [0.98, 0.2, 0.7]], dtype=torch.float64)
+    ends, start = normal(2, 3, 4).softmax(-1), torch.full((2, 3, 4), 0.25, dtype=torch.float64)
+    end = solve_fixed_point(Chains(rates, ends), start, 50, 1e-12, accelerate=True)
+    assert end.converged.all()
+    assert end.n_updates.tolist() == [3, 3]
+    torch.testing.assert_close(end.point, ends, rtol=1e-12, atol=1e-12)
+    plain = solve_fixed_point(Chains(rates, ends), start, 50, 1e-12)
+    assert plain.n_updates.tolist() == [50, 50]
+
+
+def test_weights_stay_weights_where_a_secant_goes_too_far():
+    """The second weight would shrink below zero, and is cut off there."""
+    ends = torch.tensor([[[1.2, -0.2]]], dtype=torch.float64)
+    update = Chains(torch.full((1, 1), 0.8, dtype=torch.float64), ends)
+    half = torch.full((1, 1, 2), 0.5, dtype=torch.float64)
+    solve_fixed_point(update, half, 10, 0.0, accelerate=True)
+    seen = torch.stack(update.seen)
+    assert seen.min() >= 0.0
+    assert seen[2, 0, 0, 1] == 0.0
+    torch.testing.assert_close(seen[:3].sum(-1), torch.ones(3, 1, 1).double())
+
+
+def test_far_from_the_end_updates_are_as_they_are():
+    """Of steps 0.4, 0.36, 0.32 and 0.29 a secant follows the last."""
+    ends = torch.tensor([[[4.0, 0.0]]], dtype=torch.float64)
+    update = Chains(torch.full((1, 1), 0.9, dtype=torch.float64), ends)
+    end = solve_fixed_point(update, 0 * ends, 9, 1e-9, accelerate=True)
+    assert end.n_updates == 5
+    want = [4 * (1 - 0.9**n) for n in range(4)]
+    torch.testing.assert_close(
+        torch.stack(update.seen[:4])[:, 0, 0, 0], torch.tensor(want).double()
+    )
 
 
 # Implicit gradients ------------------------------------------------------------------------------
