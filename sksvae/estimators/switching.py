@@ -26,7 +26,7 @@ class SVAESwitchingLDS(SwitchingFit, StatePredictions):
     n_states : int, default=8
         Most discrete states.
     latent_dim : int or None, default=None
-        Dimension of the latents; ``None``: of 14, 8, 4 and 2 the one with the best bound before
+        Dimension of the latents; ``None``: of 16, 8, 4 and 2 the one with the best bound before
         training, on at most 20,000 steps, and no more than one for ten steps. It may exceed the
         number of features: what a single row does not tell, such as a velocity, is inferred from
         its neighbours. States that share too few latents move in ways that no linear dynamics
@@ -51,6 +51,8 @@ class SVAESwitchingLDS(SwitchingFit, StatePredictions):
     transition_precision_prior : float or None, default=None
         Pseudo-count of steps behind the prior mean of ``[A_k b_k]``, which is zero; ``None``: of 1,
         0.1, 0.01 and 0.001 the one with the best bound before states and networks are trained.
+        If the two priors below are ``None``, too, and nothing is pretrained, priors around the
+        linear dynamics of all steps, worth 1 to 16 of them, compete with these [4]_.
     noise_covariance_prior : float, array-like or None, default=None
         Scale matrix of the inverse Wishart over ``Q_k``, of shape (latent_dim, latent_dim), or what
         to multiply the identity by; ``None``: 0.1, or 0.01 and 0.0001 with the last two of these
@@ -200,6 +202,8 @@ class SVAESwitchingLDS(SwitchingFit, StatePredictions):
        structured discrete representations", NeurIPS 2023.
     .. [3] Behrmann, Grathwohl, Chen, Duvenaud and Jacobsen, "Invertible residual networks", ICML
        2019.
+    .. [4] Kass and Wasserman, "A reference Bayesian test for nested hypotheses and its relationship
+       to the Schwarz criterion", Journal of the American Statistical Association 90(431), 1995.
 
     Examples
     --------

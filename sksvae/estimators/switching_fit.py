@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from sksvae.autoregressive_hmm import choose_prior, fit_autoregressive_hmm
+from sksvae.autoregressive_hmm.pooling import pooling_price
 from sksvae.estimators.dynamics_fit import FIT_CHUNK, DynamicsFit
 from sksvae.estimators.moves import Moves
 from sksvae.estimators.scaling import Scaling
@@ -36,6 +37,8 @@ _EARLY_TOL, _FURTHER_TOL = 1e-3, 2e-4
 # model was behind on twelve joint angles, and ahead by 0.1 to 0.3 nats per step after these.
 _TRIAL_ITER = 15
 _N_TRIALS = 3  # of all starts of states, after pretraining
+# Steps that a prior of each state around the dynamics of all is worth, if nothing else is said.
+_POOLED_WEIGHTS = (1.0, 2.0, 4.0, 8.0, 16.0)
 _LEAST_GAIN = 0.05  # nats per step by which that fit must be better to be worth a comparison
 
 
@@ -46,13 +49,14 @@ class _Begun(NamedTuple):
     model: SequenceVAE
     rows: SequenceRows
     generator: torch.Generator
-    bound: float
+    bound: float  # in nats per step
+    price: float  # of a prior that was fitted, in the same units, and taken off the bound
 
 
 class SwitchingFit(DynamicsFit):
     """Start, moves and end of the fit of switching dynamics."""
 
-    _OPEN_LATENT_DIMS = (14, 8, 4, 2)  # 14 is best, of 10 to 16, for twelve joint angles
+    _OPEN_LATENT_DIMS = (16, 8, 4, 2)  # 16 is best, of 12 to 20, for twelve joint angles
 
     def _fixed_point_settings(self, to_train: bool) -> FixedPointSettings:
         # In training, updates go on in the next epoch.
@@ -133,17 +137,19 @@ class SwitchingFit(DynamicsFit):
         generator = torch.Generator(device=self.device).manual_seed(seed)
         model = self._linear_model(start, windows, len(windows), scaling, likelihood, generator)
         rows = self._cut(windows).with_memory(windows.lengths)
-        self._start_states(model, rows, generator, n_starts=1)
-        return _Begun(start, model, rows, generator, self._mean_bound(model, rows, generator))
+        price = self._start_states(model, rows, generator, n_starts=1)
+        price /= len(rows)
+        bound = self._mean_bound(model, rows, generator) - price
+        return _Begun(start, model, rows, generator, bound, price)
 
     def _bound_after_training(self, begun: _Begun) -> float:
         """Bound after some epochs; minus infinity if they, or what ends a fit, fail."""
-        _, model, rows, generator, _ = begun
+        _, model, rows, generator, _, price = begun
         n_epochs = min(_TRIAL_ITER, self.max_iter)
         try:
             self._pretrain(model, rows, n_epochs, generator, lambda *_: False, anneal=True)
             self._finish(model, rows)
-            bound = self._mean_bound(model, rows, generator)
+            bound = self._mean_bound(model, rows, generator) - price
         except (ValueError, torch.linalg.LinAlgError):
             return -math.inf
         return bound if math.isfinite(bound) else -math.inf
@@ -193,24 +199,30 @@ class SwitchingFit(DynamicsFit):
 
     def _start_states(
         self, model: SequenceVAE, rows: SequenceRows, generator: torch.Generator, n_starts: int
-    ) -> None:
-        """Linear dynamics, then states on their latents, then both with the encoder's evidence."""
+    ) -> float:
+        """Linear dynamics, then states on their latents, then both with the encoder's evidence.
+
+        Returns the price of a prior that was fitted, in nats.
+        """
         self._fit_linear_dynamics(model, rows)
         if self.n_states == 1:
             # Nothing is left to find, and the fit goes on as that of `SVAELinearDynamics`.
             linear = model.graphical.prior, model.graphical.posterior
             model.graphical = SwitchingDynamicsModel(*(SwitchingPrior.sticky(1, q) for q in linear))
-            return
+            return 0.0
         rows = rows.rejoined()
         with torch.no_grad():
             latents = [model.infer(part) for part in rows.parts(FIT_CHUNK)]
         priors = self._state_priors(model, rows, tied=self.noise_covariance_type == "tied")
-        prior = choose_prior(latents, priors, generator=generator)
+        weights = self._pooled_weights()
+        prior = choose_prior(latents, priors, pooled_weights=weights, generator=generator)
         found = fit_autoregressive_hmm(latents, prior, n_starts=n_starts, generator=generator)
         model.graphical = SwitchingDynamicsModel(found.prior, found.posterior)
         stacked = [states[part.mask] for states, part in zip(found.states, latents, strict=True)]
         rows.memory.states = torch.cat(stacked).to(rows.encoded)
         fit_dynamics(model, rows, max_iter=_VB_ITER, tol=_VB_TOL, chunk=FIT_CHUNK)
+        fixed = any(prior is other for other in priors)
+        return 0.0 if fixed else pooling_price(model.graphical.latent_dim, len(rows))
 
     def _state_priors(
         self, model: SequenceVAE, rows: SequenceRows, tied: bool
@@ -226,6 +238,20 @@ class SwitchingFit(DynamicsFit):
             )
             for prior in self._priors(model.graphical.latent_dim, rows.encoded)
         ]
+
+    def _pooled_weights(self) -> tuple[float, ...]:
+        """Of priors that compete with these, if the user left all open.
+
+        Not after pretraining, for which they have not been measured.
+        """
+        given = (
+            self.transition_precision_prior,
+            self.noise_covariance_prior,
+            self.degrees_of_freedom_prior,
+        )
+        if self._n_initial_epochs() or any(value is not None for value in given):
+            return ()
+        return _POOLED_WEIGHTS
 
     def _recall(self, model: SequenceVAE, rows: SequenceRows) -> None:
         recall_states(model, rows, chunk=FIT_CHUNK)

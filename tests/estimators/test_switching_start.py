@@ -13,7 +13,7 @@ from sksvae.estimators import switching_fit
 from sksvae.estimators.base import BaseSVAE
 from sksvae.estimators.dynamics_fit import DynamicsFit
 from sksvae.estimators.switching_fit import SwitchingFit
-from sksvae.graphical import LinearDynamicsModel
+from sksvae.graphical import LinearDynamicsModel, SwitchingPrior
 from sksvae.training import Trainer
 
 from ..walks import unevenness, walk, warped
@@ -211,6 +211,59 @@ def test_the_learning_rate_of_pretraining_falls_to_zero(monkeypatch):
         assert falling[-1] < 0.4 * first
 
 
+OPEN = {"transition_precision_prior": None, "noise_covariance_prior": None}
+
+
+@pytest.mark.parametrize(
+    ("params", "is_open"),
+    [
+        ({}, True),
+        ({"hidden_layer_sizes": (5,)}, True),
+        ({"hidden_layer_sizes": (5,), "pretraining_iter": 1}, False),
+        ({"transition_precision_prior": 1.0}, False),
+        ({"noise_covariance_prior": 0.1}, False),
+        ({"degrees_of_freedom_prior": 5.0}, False),
+    ],
+    ids=str,
+)
+def test_priors_around_the_dynamics_of_all_steps_compete_if_all_is_left_open(
+    monkeypatch, params, is_open
+):
+    weights, choose = set(), switching_fit.choose_prior
+
+    def chosen(latents, priors, *, pooled_weights, generator):
+        weights.add(pooled_weights)
+        return choose(latents, priors, pooled_weights=pooled_weights, generator=generator)
+
+    monkeypatch.setattr(switching_fit, "choose_prior", chosen)
+    quick(**(OPEN | params)).fit(SMALL)
+    assert weights == {(1.0, 2.0, 4.0, 8.0, 16.0) if is_open else ()}
+
+
+def test_numbers_of_latents_compete_at_the_price_of_priors_that_were_fitted(monkeypatch):
+    """Half the logarithm of the steps for each of ``3 D (D + 1) / 2`` numbers."""
+    bounds = {}
+    begin = SwitchingFit._begun
+
+    def begun(self, start, windows, *rest):
+        found = begin(self, start, windows, *rest)
+        bounds.setdefault(len(start.offset), []).append(found.bound * len(windows))
+        return found
+
+    monkeypatch.setattr(SwitchingFit, "_begun", begun)
+    for choose in (lambda priors: priors[0], lambda priors: SwitchingPrior(*priors[0])):
+        monkeypatch.setattr(
+            switching_fit,
+            "choose_prior",
+            lambda latents, priors, choose=choose, **_: choose(priors),
+        )
+        quick(latent_dim=None, **OPEN).fit(SMALL)
+    assert {4, 2} <= set(bounds)
+    for dim, (fixed, fitted, *_) in bounds.items():
+        price = 0.75 * dim * (dim + 1) * math.log(SMALL[..., 0].size)
+        assert fixed - fitted == pytest.approx(price, rel=1e-6)
+
+
 def test_the_number_of_latents_has_the_best_bound_of_the_start():
     """The fit is then that with this number given, to the bit."""
     settings = {"max_iter": 1, "transition_precision_prior": 1.0}
@@ -226,7 +279,7 @@ def test_the_number_of_latents_has_the_best_bound_of_the_start():
 @pytest.mark.parametrize(
     ("params", "dims"),
     [
-        ({}, (14, 8, 4, 2)),
+        ({}, (16, 8, 4, 2)),
         ({"latent_dim": 3}, (3,)),
         ({"noise_covariance_prior": np.eye(5)}, (5,)),
         ({"degrees_of_freedom_prior": 5.0}, (4, 2)),
