@@ -3,13 +3,13 @@
 
 One JSON line per seed, then one with the medians and the worst::
 
-    OMP_NUM_THREADS=1 python benchmarks/moving_laplace.py --seeds 5
+    OMP_NUM_THREADS=1 python benchmarks/moving_laplace.py --seeds 0 1 2 3 4
 
 Of 512 sequences to train and 128 to test. States are compared with the true ones on the test
 sequences (ARI over steps, accuracy after matching). Steps 20 to 70 of those are then taken out and
 filled: root mean squared error of `impute`, of linear interpolation, and of `SVAELinearDynamics`
 with the same networks. States show with networks that were trained on single steps, in single
-precision, one noise covariance, and noise that the decoder gives, which takes twenty minutes a
+precision, one noise covariance, and noise that the decoder gives, which takes nine minutes a
 seed::
 
     OMP_NUM_THREADS=1 python benchmarks/moving_laplace.py --no-linear --dtype float32 --settings '{
