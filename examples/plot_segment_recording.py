@@ -75,8 +75,9 @@ for peak, trough in RECESSIONS:
 # How many states
 # ---------------
 # Two hundred quarters do not say much about a network, so there is none: without hidden layers
-# this is a Bayesian switching linear dynamical system. All else are defaults. ``n_states`` is an
-# upper bound; states that do not pay are given up. The fit with the best ``lower_bound_`` is kept.
+# this is a Bayesian switching linear dynamical system. The number of latents and the priors are
+# left open, and the whole series is one window. ``n_states`` is an upper bound; states that do not
+# pay are given up. The fit with the best ``lower_bound_`` is kept.
 
 
 def new_model(n_states, seed, **settings):
@@ -148,7 +149,13 @@ for first, last, label in spells(states):
 # from 2008: growth is weak, investment falls, and everything varies about twice as much. Inflation,
 # which the model has not seen, is more than twice as high. State 0 is the Great Moderation, usually
 # dated from 1984 to 2007, when growth varied least. All seeds with three or four states find the
-# same quarters. A single state is worse by 0.4 nats for each of the 199 quarters.
+# same quarters.
+#
+# Whether there are states at all is less sure. Their prior is around the linear dynamics of all
+# quarters, which are fitted, and the bound is not charged for that: 30 numbers, of half the
+# logarithm of 199 each, are 0.40 nats for each quarter. So three states end at -5.72 and a single
+# one at -5.74. Of 25 quarters left out in turn, eight times, three states predict five better, by
+# 0.06 nats per quarter on average.
 #
 # The business cycle
 # ------------------
@@ -178,9 +185,9 @@ for first, last, label in spells(phases):
 # and the rebound. Each of its spells has a recession of its own: it begins within three quarters of
 # the peak, and ends up to six quarters after the trough, when changes over a year no longer reach
 # back. All recession quarters are in state 1, but only half of its quarters are of recession: the
-# model dates weakness, the committee decline. The bound is below that of the eras, also below that
-# of the same settings with the prior left open, -5.41, so the data ask for this split only if told
-# to look for it.
+# model dates weakness, the committee decline. It is a way to look at the data, and no better
+# forecast: the bound, -5.70, is about that of three eras at their price, but quarters left out have
+# -5.73 nats each, as with a single state and three latents, where the eras have -5.18.
 #
 # See it
 # ------

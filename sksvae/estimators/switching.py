@@ -56,14 +56,14 @@ class SVAESwitchingLDS(SwitchingFit, StatePredictions):
     noise_covariance_prior : float, array-like or None, default=None
         Scale matrix of the inverse Wishart over ``Q_k``, of shape (latent_dim, latent_dim), or what
         to multiply the identity by; ``None``: 0.1, or 0.01 and 0.0001 with the last two of these
-        counts. Latents have about unit variance.
+        counts, if a prior around zero is chosen. Latents have about unit variance.
     noise_covariance_type : {'full', 'tied'}, default='full'
         Whether each state has its own ``Q_k``, or all states share one: where states differ in how
         they move but not in how precisely. Steps that fit badly cannot be given to a state of large
         noise then.
     degrees_of_freedom_prior : float or None, default=None
         Degrees of freedom of the inverse Wisharts, above ``latent_dim - 1``; ``None`` means
-        ``latent_dim + 2``.
+        ``latent_dim + 2``, if a prior around zero is chosen.
     transition_concentration_prior : float, default=0.5
         Dirichlet pseudo-count of transitions from each state to each other one.
     stickiness_prior : float, default=100.0
@@ -153,6 +153,8 @@ class SVAESwitchingLDS(SwitchingFit, StatePredictions):
         What the rows of a table without groups were taken for, and will be.
     lower_bound_ : float
         Bound on the log evidence of the training windows, in nats per row and in the units of X.
+        Not charged for a prior around the dynamics of all steps, which is fitted: `score` of data
+        that were left out compares such fits with others.
     lower_bounds_ : ndarray of shape (n_iter_,)
         Bound in each epoch, as met in training.
     history_ : dict of str to ndarray of shape (n_iter_,)

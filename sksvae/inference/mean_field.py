@@ -32,9 +32,9 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-# Updates are extrapolated once no entry of a row moves by more, as further away plain ones are sure
-# to raise the bound; and by no more than this multiple of a step.
-_NEAR, _LONGEST = 0.3, 100.0
+# Updates are extrapolated once no entry of a row moves by as much, as further away plain ones are
+# sure to raise the bound; and by no more than this multiple of a step.
+_NEAR, _LONGEST = 0.05, 100.0
 
 # Product of each row of a batch with its own matrix; the second argument gives the indices of the
 # rows that the batch holds, None for all.
@@ -122,7 +122,7 @@ def solve_fixed_point(
     accelerate : bool, default=False
         Whether the next update of a row that hardly moves any more starts from a secant step, by
         Anderson's method [1]_ with the update before, along each last axis by itself. Points must
-        be weights: none becomes negative by it, and sums are kept.
+        be weights: none becomes negative by it, and sums are kept up to rounding.
 
     Returns
     -------
@@ -183,7 +183,8 @@ def _secant_step(following: Tensor, change: Tensor, older: Tensor, older_change:
     square = bend.square().sum(-1, keepdim=True)
     length = torch.where(square > 0, -(change * bend).sum(-1, keepdim=True) / square, 0.0)
     most = torch.where(path < 0, following / -path, torch.inf).amin(-1, keepdim=True)
-    return following + torch.minimum(length.clamp(0.0, _LONGEST), most) * path
+    # Rounding may lead below zero where the path is cut off there.
+    return (following + torch.minimum(length.clamp(0.0, _LONGEST), most) * path).clamp_min(0.0)
 
 
 def solve_adjoint(

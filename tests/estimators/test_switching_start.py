@@ -242,12 +242,12 @@ def test_priors_around_the_dynamics_of_all_steps_compete_if_all_is_left_open(
 
 def test_numbers_of_latents_compete_at_the_price_of_priors_that_were_fitted(monkeypatch):
     """Half the logarithm of the steps for each of ``3 D (D + 1) / 2`` numbers."""
-    bounds = {}
+    bounds = []  # of each fit, by the number of latents; of the shorter linear fit
     begin = SwitchingFit._begun
 
     def begun(self, start, windows, *rest):
         found = begin(self, start, windows, *rest)
-        bounds.setdefault(len(start.offset), []).append(found.bound * len(windows))
+        bounds[-1].setdefault(len(start.offset), found.bound * len(windows))
         return found
 
     monkeypatch.setattr(SwitchingFit, "_begun", begun)
@@ -257,11 +257,13 @@ def test_numbers_of_latents_compete_at_the_price_of_priors_that_were_fitted(monk
             "choose_prior",
             lambda latents, priors, choose=choose, **_: choose(priors),
         )
+        bounds.append({})
         quick(latent_dim=None, **OPEN).fit(SMALL)
-    assert {4, 2} <= set(bounds)
-    for dim, (fixed, fitted, *_) in bounds.items():
+    fixed, fitted = bounds
+    assert {4, 2} <= set(fixed)
+    for dim in fixed:
         price = 0.75 * dim * (dim + 1) * math.log(SMALL[..., 0].size)
-        assert fixed - fitted == pytest.approx(price, rel=1e-6)
+        assert fixed[dim] - fitted[dim] == pytest.approx(price, rel=1e-6)
 
 
 def test_the_number_of_latents_has_the_best_bound_of_the_start():
